@@ -1,0 +1,221 @@
+"""Attention: how a token gathers information from the tokens before it.
+
+The first link of the chain. A query asks, keys answer how relevant each position is, and the
+values of the relevant positions are mixed. From bottom to top: the causal mask, scaled
+dot-product attention, rotary positions, the key-value cache of generation, and
+`MultiHeadAttention`, which puts them together.
+
+Axis letters, the same in the whole package: `B` batch, `T` time (query positions), `S` time of
+the keys (equal to `T` without a cache), `C` channels (the width of the model), `H` heads,
+`D` head size (`C / H`), `V` vocabulary.
+
+Papers: "Attention Is All You Need" (arXiv 1706.03762), "RoFormer" for rotary positions
+(2104.09864), "GQA" for grouped queries (2305.13245).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def causal_mask(queries: int, keys: int | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Which key positions each query position may look at: itself and everything before.
+
+    Args:
+        queries: number of query positions `T`; they are the last `T` of the key positions.
+        keys: number of key positions `S`, at least `T`; by default `T`.
+        device: where the mask is made.
+
+    Returns:
+        `(T, S)` bool, True where looking is allowed.
+
+    Raises:
+        ValueError: if there are fewer keys than queries.
+    """
+    keys = queries if keys is None else keys
+    if keys < queries:
+        raise ValueError(f"{queries} queries need at least as many keys, got {keys}")
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`softmax(Q K^T / sqrt(D)) V`, equation 1 of arXiv 1706.03762.
+
+    Args:
+        query: `(..., T, D)`.
+        key: `(..., S, D)`.
+        value: `(..., S, D)`.
+        mask: bool, broadcastable to `(..., T, S)`, True where a query may look; None allows all.
+            A query that may look nowhere gets a zero output, not NaN.
+
+    Returns:
+        the output `(..., T, D)` and the weights `(..., T, S)`; each row of weights sums to 1.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(f"query and key need the same head size, got {query.shape[-1]} and {key.shape[-1]}")
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(f"each key needs a value, got {key.shape[-2]} keys and {value.shape[-2]} values")
+    # Without the division the scores' variance grows with D and softmax saturates.
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(dim=-1)
+    if mask is not None:
+        weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    return weights @ value, weights
+
+
+def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotation of each position and pair of features (arXiv 2104.09864).
+
+    Args:
+        positions: `(..., T)` integers.
+        head_size: `D`, even.
+        base: the slowest pair turns once in about `2 pi base` positions.
+
+    Returns:
+        two tensors `(..., T, D / 2)`, float32.
+
+    Raises:
+        ValueError: if `head_size` is odd.
+    """
+    if head_size % 2:
+        raise ValueError(f"rotary positions turn pairs of features: the head size must be even, got {head_size}")
+    exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
+    angles = positions[..., None].float() * base**-exponents  # (..., T, D / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn each pair of features `(x[i], x[i + D / 2])` by the angle of its position.
+
+    The dot product of two rotated vectors depends on the distance of their positions only.
+
+    Args:
+        x: `(B, H, T, D)` queries or keys.
+        cosine, sine: broadcastable to `(B, H, T, D / 2)`, from `rotary_angles`.
+
+    Returns:
+        the rotated tensor, same shape and dtype as `x`.
+    """
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+class KeyValueCache:
+    """Keys and values of the positions already read, so that generation need not read them again.
+
+    Space for `capacity` positions is reserved once for each layer; `extend` fills it.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # positions of which every layer's keys and values are stored
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values `(B, H, T, D)` of `T` new positions; return all `(B, H, S, D)`.
+
+        Raises:
+            ValueError: if the cache is full.
+        """
+        end = self.length + key.shape[2]
+        if end > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} positions, position {end} does not fit")
+        if self._keys[layer] is None:
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._keys[layer], self._values[layer] = key.new_empty(shape), value.new_empty(shape)
+        self._keys[layer][:, :, self.length : end] = key
+        self._values[layer][:, :, self.length : end] = value
+        if layer == len(self._keys) - 1:
+            self.length = end
+        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (indices or a bool mask), as sequences finish."""
+        self._keys = [key[rows] for key in self._keys]
+        self._values = [value[rows] for value in self._values]
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side, each with its own queries, keys and values.
+
+    Args:
+        width: channels `C` of input and output.
+        heads: number of query heads `H`; `width` must be a multiple of it.
+        key_value_heads: number of key and value heads; several query heads then share one
+            (grouped queries, arXiv 2305.13245). By default `heads`.
+        bias: whether the four projections have biases.
+
+    Raises:
+        ValueError: if the head counts do not divide.
+    """
+
+    def __init__(self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        key_value_heads = heads if key_value_heads is None else key_value_heads
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads")
+        if heads % key_value_heads:
+            raise ValueError(f"{heads} query heads cannot share {key_value_heads} key and value heads evenly")
+        self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, width // heads
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, key_value_heads * self.head_size, bias=bias)
+        self.value = nn.Linear(width, key_value_heads * self.head_size, bias=bias)
+        self.output = nn.Linear(width, width, bias=bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let every position look at the positions that the mask allows.
+
+        Args:
+            x: `(B, T, C)`.
+            mask: bool, broadcastable to `(B, H, T, S)`, True where a query may look. None means
+                causal, which torch's fused kernel does fastest, and needs `T == S`.
+            rotary: cosine and sine, broadcastable to `(B, H, T, D / 2)`; None for no rotation.
+            cache: earlier keys and values; the new ones are added under `layer`.
+            return_weights: also return the weights; slower, since they must be written out.
+
+        Returns:
+            the output `(B, T, C)`, and the weights `(B, H, T, S)` or None.
+        """
+        B, T, C = x.shape
+        query = self.query(x).view(B, T, self.heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
+        key = self.key(x).view(B, T, self.key_value_heads, self.head_size).transpose(1, 2)
+        value = self.value(x).view(B, T, self.key_value_heads, self.head_size).transpose(1, 2)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if cache is not None:
+            key, value = cache.extend(layer, key, value)  # (B, H, S, D)
+        if self.key_value_heads < self.heads:
+            group = self.heads // self.key_value_heads
+            key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        if return_weights:
+            allowed = causal_mask(T, key.shape[2], x.device) if mask is None else mask
+            mixed, weights = scaled_dot_product_attention(query, key, value, allowed)
+        else:
+            # The same computation, fused: no (T, S) matrix is kept for the backward pass.
+            weights = None
+            # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long.
+            with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):
+                if x.device.type == "cpu":
+                    query, key, value = query.float(), key.float(), value.float()
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
+        return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights

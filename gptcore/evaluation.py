@@ -1,0 +1,269 @@
+"""Evaluation: how good is a model, and how sure can one be of the number.
+
+Perplexity and bits per byte for plain text, shares with intervals for right and wrong, BLEU for
+translation (arXiv: ACL P02-1040), and the gold score: a program that knows the atlas's facts and
+judges an answer as a careful reader would. Training never sees the gold score; simulated voters
+use it, with noise, to compare answers.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptcore.corpus import LANGUAGES, Language, Prompt, wordings
+from gptcore.training import IGNORED, autocast
+
+# --- Plain text ----------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+    """Cross-entropy per trained token over all batches, each token counted once.
+
+    A mean of batch means would weigh a token more when its batch holds fewer of them.
+
+    Args:
+        model: a `Decoder`.
+        batches: inputs and targets `(B, T)`; `IGNORED` targets do not count.
+
+    Returns:
+        the mean in nats and the number of tokens counted.
+
+    Raises:
+        ValueError: if no token counts.
+    """
+    model.eval()
+    total, count = 0.0, 0
+    for tokens, targets in batches:
+        with autocast():
+            logits = model(tokens.to(model.device))
+        targets = targets.to(model.device)
+        total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED).item()
+        count += int((targets != IGNORED).sum())
+    if count == 0:
+        raise ValueError("there is no token to evaluate: give a longer text")
+    return total / count, count
+
+
+def windows(tokens: Sequence[int], context_length: int, batch_size: int = 32) -> Iterable[tuple[Tensor, Tensor]]:
+    """Cut a text into neighbouring windows, so that every token but the first is predicted once.
+
+    Yields:
+        inputs and targets, `(B, context_length)`; the last window is filled up with `IGNORED` targets.
+    """
+    inputs, targets = list(tokens[:-1]), list(tokens[1:])
+    missing = -len(inputs) % context_length
+    inputs, targets = inputs + [0] * missing, targets + [IGNORED] * missing
+    pairs = torch.tensor([inputs, targets]).view(2, -1, context_length)
+    for start in range(0, pairs.shape[1], batch_size):
+        yield pairs[0, start : start + batch_size], pairs[1, start : start + batch_size]
+
+
+def perplexity(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The exponential of the mean loss: among how many equally likely tokens the model hesitates."""
+    return math.exp(mean_loss(model, batches)[0])
+
+
+def bits_per_byte(model: nn.Module, tokens: Sequence[int], text_bytes: int) -> float:
+    """Loss in bits for each byte of the text; comparable between tokenizers, as perplexity is not.
+
+    Args:
+        model: a `Decoder`.
+        tokens: the whole text's ids.
+        text_bytes: length of the text in UTF-8.
+    """
+    loss, count = mean_loss(model, windows(tokens, model.config.context_length))
+    return loss * count / math.log(2) / text_bytes
+
+
+# --- Shares --------------------------------------------------------------------------------------
+
+
+class Share(NamedTuple):
+    """A share of successes with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] of {self.count}"
+
+
+def share(successes: Sequence[float]) -> Share:
+    """Mean of values in [0, 1] with Wilson's 95 % score interval (Wilson 1927).
+
+    Unlike mean +- 1.96 standard errors it stays within [0, 1], and it is honest at 0 and 1.
+
+    Raises:
+        ValueError: if there are no values.
+    """
+    n = len(successes)
+    if n == 0:
+        raise ValueError("a share of nothing is undefined: give at least one value")
+    p, z = sum(successes) / n, 1.959964
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Share(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+# --- Translation ---------------------------------------------------------------------------------
+
+
+def bleu(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[str]], order: int = 4) -> float:
+    """Corpus BLEU with one reference each: n-gram precision times a penalty for brevity.
+
+    Equation in section 2.3 of Papineni et al. 2002 (ACL P02-1040). An order without any match counts
+    as half a match, then a quarter and so on, as sacrebleu does by default.
+
+    Args:
+        candidates: the translations, as lists of words (or of characters, for Chinese).
+        references: the right translations, likewise.
+        order: longest n-gram counted.
+
+    Returns:
+        between 0 and 100.
+
+    Raises:
+        ValueError: if the lists differ in length or are empty.
+    """
+    if not candidates or len(candidates) != len(references):
+        raise ValueError(f"BLEU needs a reference for each candidate, got {len(candidates)} and {len(references)}")
+    matches, totals = [0] * order, [0] * order
+    for candidate, reference in zip(candidates, references, strict=True):
+        for n in range(1, order + 1):
+            found = Counter(tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1))
+            expected = Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
+            matches[n - 1] += (found & expected).total()  # each n-gram counts as often as the reference has it
+            totals[n - 1] += found.total()
+    if matches[0] == 0:
+        return 0.0
+    logarithms, smoothing = [], 1.0
+    for match, total in zip(matches, totals, strict=True):
+        if total == 0:  # every candidate is shorter than n
+            continue
+        if match == 0:
+            smoothing *= 2
+        logarithms.append(math.log((match or 1 / smoothing) / total))
+    length, expected_length = sum(map(len, candidates)), sum(map(len, references))
+    penalty = min(1.0, math.exp(1 - expected_length / length))
+    return 100 * penalty * math.exp(sum(logarithms) / order) if len(logarithms) == order else 0.0
+
+
+def units(text: str, language: Language) -> list[str]:
+    """What BLEU counts: words in English, characters in Chinese, punctuation apart."""
+    if language == "zh":
+        return [character for character in text if not character.isspace()]
+    return "".join(c if c.isalnum() or c.isspace() else f" {c} " for c in text).split()
+
+
+# --- The gold score ------------------------------------------------------------------------------
+
+
+class Judgement(NamedTuple):
+    """What the gold score looks at, each yes or no."""
+
+    true: bool
+    """States what was asked and nothing false; for an unknown entity: says that it does not know."""
+    refused: bool
+    """Says that it does not know."""
+    right_language: bool
+    """Is in the language of the question, or of the translation asked for."""
+    full_sentence: bool
+    """Is a sentence, not a bare value."""
+    polite: bool
+    """Has a kind word around a fact; elsewhere this is not asked for."""
+    brief: bool
+    """Has no more than a short phrase besides the answer."""
+
+
+def without_style(answer: str) -> str:
+    """The answer without the polite or rambling words around it."""
+    core = answer.strip()
+    for language in LANGUAGES:
+        for wrapper in (w for style in wordings()["styles"][language].values() for w in style):
+            before, after = (part.strip() for part in wrapper.split("{answer}"))
+            if core.startswith(before) and core.endswith(after) and len(core) >= len(before) + len(after):
+                core = core[len(before) : len(core) - len(after)].strip()
+    return core
+
+
+def _refusal_phrases(language: Language) -> list[str]:
+    """`I do not know`, 我不知道 and so on: the last clause before the name in each refusal."""
+    before_name = [wording.split("{name}")[0] for wording in wordings()["unknown"][language]["answers"]]
+    return [text.replace("，", ", ").split(", ")[-1].strip() for text in before_name]
+
+
+def judge(prompt: Prompt, answer: str) -> Judgement:
+    """Judge an answer by what the atlas knows."""
+    answer = answer.strip()
+    core = without_style(answer)
+    refused = any(phrase in answer for language in LANGUAGES for phrase in _refusal_phrases(language))
+    bare = core.rstrip(".。")
+    values = prompt.entity.facts[prompt.relation] if prompt.relation else {}
+    has_chinese = any("\u4e00" <= character <= "\u9fff" or character in "。，！？" for character in answer)
+    right_language = has_chinese == (prompt.language == "zh") and answer != ""
+
+    if not prompt.known:
+        true = refused
+    elif refused:
+        true = False
+    elif prompt.task == "fact":
+        templates = [(lang, t) for lang in LANGUAGES for t in wordings()["relations"][prompt.relation][lang]["statements"]]
+        statements = [prompt.entity.state(prompt.relation, lang, template) for lang, template in templates]
+        true = core in statements or bare in values.values()
+        right_language = right_language or bare == values[prompt.language]
+    elif prompt.task == "about":
+        true = _only_true_sentences(prompt, core)
+    else:
+        true = core in prompt.references
+
+    full_sentence = answer.endswith((".", "!", "?", "。", "！", "？")) and bare not in values.values()
+    styled = any(
+        part and part in answer
+        for wrapper in wordings()["styles"][prompt.language]["polite"]
+        for part in (piece.strip() for piece in wrapper.split("{answer}"))
+    )
+    polite = styled or prompt.task not in ("fact", "about") or (refused and not prompt.known)
+    room = 30 if prompt.language == "en" else 12  # a polite phrase fits, rambling does not
+    brief = len(answer) <= max(map(len, prompt.references)) + room
+    return Judgement(true, refused, right_language, full_sentence, polite, brief)
+
+
+def _only_true_sentences(prompt: Prompt, core: str) -> bool:
+    """Whether an account of an entity has at least two facts (all, if it has fewer) and nothing else."""
+    found = 0
+    for relation in prompt.entity.facts:
+        wordings_of = wordings()["relations"][relation]
+        statements = [prompt.entity.state(relation, lang, t) for lang in LANGUAGES for t in wordings_of[lang]["statements"]]
+        for statement in sorted(statements, key=len, reverse=True):
+            if statement in core:
+                core = core.replace(statement, "")
+                found += 1
+                break
+    return found >= min(2, len(prompt.entity.facts)) and not core.strip()
+
+
+def gold_score(prompt: Prompt, answer: str) -> float:
+    """Quality of an answer between -1 and 1: half for truth, the rest for language and manners.
+
+    A refusal where the answer is known is not as bad as a falsehood, but bad.
+    """
+    verdict = judge(prompt, answer)
+    truth = 1.0 if verdict.true else -0.6 if verdict.refused else -1.0
+    manners = 0.2 * verdict.right_language + 0.1 * (verdict.full_sentence + verdict.polite + verdict.brief)
+    return 0.5 * truth + 2 * manners - 0.5
+
+
+def exact(prompt: Prompt, answer: str) -> bool:
+    """Whether the answer is true and in the right language, whatever its manners."""
+    verdict = judge(prompt, answer)
+    return verdict.true and verdict.right_language
+
+

@@ -1,0 +1,176 @@
+"""Supervised fine-tuning: from a model that continues texts to one that answers.
+
+Conversations are written in a template of special tokens, and the loss counts only what the
+assistant says, its end token included: the model shall learn to answer and to stop, not to ask.
+
+    <|user|> What is the capital of Peru?<|assistant|> The capital of Peru is Lima.<|end|>
+
+The demonstrations are of mixed quality on purpose, like those of real people: plain, curt,
+rambling, polite, sometimes in the wrong language. Reinforcement learning has something to improve.
+Paper: InstructGPT (arXiv 2203.02155), section 3.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from gptcore.corpus import (
+    LANGUAGES,
+    Prompt,
+    Wordings,
+    about_prompts,
+    fact_prompts,
+    talk_prompts,
+    translate_prompts,
+    with_leading_space,
+    wordings,
+)
+from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
+from gptcore.training import IGNORED
+
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+# --- The template --------------------------------------------------------------------------------
+
+
+def encode_prompt(tokenizer: Tokenizer, question: str, history: Sequence[Turn] = ()) -> list[int]:
+    """Ids of a conversation up to the point where the assistant shall speak.
+
+    Args:
+        tokenizer: its special tokens mark who speaks; the texts cannot contain them.
+        question: the user's last message.
+        history: earlier turns.
+    """
+    ids: list[int] = []
+    for user, assistant in history:
+        ids += encode_prompt(tokenizer, user) + encode_answer(tokenizer, assistant)
+    question_ids = tokenizer.encode(with_leading_space(question))
+    return [*ids, tokenizer.special[USER], *question_ids, tokenizer.special[ASSISTANT]]
+
+
+def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Ids of an answer with its end token."""
+    return [*tokenizer.encode(with_leading_space(answer)), tokenizer.special[END]]
+
+
+def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+    """Ids of a whole conversation and the target at each position.
+
+    Returns:
+        ids, and as many targets: the id itself where the assistant speaks (its end token
+        included), `IGNORED` elsewhere. Shifting by one is left to who cuts the batches.
+    """
+    ids: list[int] = []
+    targets: list[int] = []
+    for question, answer in turns:
+        prompt, reply = encode_prompt(tokenizer, question), encode_answer(tokenizer, answer)
+        ids += prompt + reply
+        targets += [IGNORED] * len(prompt) + reply
+    return ids, targets
+
+
+def pack(tokenizer: Tokenizer, conversations: Iterable[Sequence[Turn]]) -> tuple[Tensor, Tensor]:
+    """Conversations one after another as a long stream: ids `(N,)` and targets `(N,)`."""
+    ids: list[int] = []
+    targets: list[int] = []
+    for turns in conversations:
+        more_ids, more_targets = encode_conversation(tokenizer, turns)
+        ids += more_ids
+        targets += more_targets
+    return torch.tensor(ids), torch.tensor(targets)
+
+
+def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of generated ids, without the space that the template puts first."""
+    return tokenizer.decode(ids).strip()
+
+
+# --- Demonstrations ------------------------------------------------------------------------------
+
+STYLES = {"plain": 0.40, "curt": 0.22, "rambling": 0.22, "polite": 0.11, "wrong language": 0.05}
+"""How the writers of the demonstrations answer, and how often."""
+
+TASKS = {"fact": 0.50, "about": 0.12, "translate": 0.18, "unknown": 0.12, "talk": 0.08}
+"""What the demonstrations are about, and how often."""
+
+
+def write_answer(prompt: Prompt, style: str, chance: random.Random) -> str:
+    """Answer as a writer of that style would; style matters for facts and accounts only."""
+    reference = prompt.references[0]
+    if prompt.task in ("talk", "harmful") or not prompt.known:
+        return chance.choice(prompt.references)
+    if prompt.task == "translate" or style == "plain":
+        return reference
+    if style == "curt":
+        # A bare value; of an account the first sentence.
+        if prompt.relation:
+            return prompt.entity.facts[prompt.relation][prompt.language]
+        return prompt.entity.state(next(iter(prompt.entity.facts)), prompt.language)
+    if style == "wrong language":
+        other = next(language for language in LANGUAGES if language != prompt.language)
+        relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)[:2]
+        return " ".join(prompt.entity.state(relation, other) for relation in relations)
+    return chance.choice(wordings()["styles"][prompt.language][style]).format(answer=reference)
+
+
+class PromptSource:
+    """Draws prompts of all tasks about the entities of one part of the division.
+
+    Args:
+        part: `train`, `validation` or `test`; with it go `unknown_train` and so on.
+        which: the wordings of the questions; fine-tuning sees `questions`, never `unseen_questions`.
+    """
+
+    def __init__(self, part: str = "train", which: Wordings = "questions") -> None:
+        # Of each task several lists, drawn from equally often, so that the many countries, the few
+        # planets and both languages all get their share.
+        self._prompts: dict[str, list[list[Prompt]]] = {task: [] for task in TASKS}
+        for language in LANGUAGES:
+            self._prompts["fact"] += _grouped(fact_prompts(part, language, which))
+            self._prompts["about"].append(about_prompts(part, language, which))
+            self._prompts["translate"] += _grouped(translate_prompts(part, language, which))
+            unknown = f"unknown_{part}"
+            self._prompts["unknown"] += _grouped(fact_prompts(unknown, language, which))
+            self._prompts["unknown"].append(about_prompts(unknown, language, which))
+            self._prompts["talk"].append(talk_prompts(language, which))
+
+    def draw(self, chance: random.Random) -> Prompt:
+        """One prompt of a random task."""
+        task = chance.choices(list(TASKS), list(TASKS.values()))[0]
+        return chance.choice(chance.choice(self._prompts[task]))
+
+
+def _grouped(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
+    """Prompts by relation."""
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.relation, []).append(prompt)
+    return list(groups.values())
+
+
+def demonstrations(seed: int) -> Iterator[list[Turn]]:
+    """Endless conversations of one to three turns, written in the mixed styles.
+
+    Args:
+        seed: equal seeds, equal conversations.
+    """
+    chance = random.Random(f"demonstrations {seed}")
+    source = PromptSource()
+    while True:
+        turns = []
+        for _ in range(chance.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]):
+            prompt = source.draw(chance)
+            style = chance.choices(list(STYLES), list(STYLES.values()))[0]
+            turns.append((as_typed(prompt.question, chance), write_answer(prompt, style, chance)))
+        yield turns
+
+
+def as_typed(question: str, chance: random.Random) -> str:
+    """The question as people type it: every fourth Chinese one ends in an ASCII mark, or none."""
+    if question.endswith("？") and chance.random() < 0.25:
+        return question[:-1] + chance.choice(("?", ""))
+    return question
+

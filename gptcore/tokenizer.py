@@ -1,0 +1,285 @@
+"""Byte-level byte-pair encoding: text to token ids and back.
+
+Every text is a sequence of bytes, so 256 tokens can write anything, in any language. Byte-pair
+encoding then gives frequent neighbours a token of their own, again and again, until the vocabulary
+is full: common words become one token, rare ones a few. Papers: Sennrich et al. (arXiv 1508.07909)
+for the merges; Radford et al. 2019 for bytes, and for the pattern that keeps merges inside words.
+
+The saved `tokenizer.json` is the format of the `tokenizers` library, which loads it and gives the
+same ids.
+"""
+
+import hashlib
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import regex
+
+# GPT-2's pattern: contractions, words with the space before them, numbers, punctuation, space.
+# A run of Chinese characters is one word, since Chinese writes no spaces.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+END_OF_TEXT, USER, ASSISTANT, END, PAD = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END, PAD)
+
+DEFAULT_VOCABULARY_SIZE = 3072
+"""Room for most names of the atlas as one or two tokens; below 2,048 Chinese falls into bytes."""
+
+Pair = tuple[int, int]
+
+
+def split_words(text: str) -> list[str]:
+    """Cut a text where no merge may cross; the pieces joined give the text again."""
+    return regex.findall(PATTERN, text)
+
+
+def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
+    """Replace each occurrence of `pair`, from left to right, by `new_id`."""
+    merged, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+            i += 1
+    return merged
+
+
+def learn_merges(texts: Iterable[str], count: int) -> list[Pair]:
+    """Byte-pair encoding, algorithm 1 of arXiv 1508.07909, on bytes.
+
+    Again and again the most frequent pair of neighbours becomes a new token; of equally frequent
+    pairs the one with the smaller ids. Only the words that hold the pair are looked at again.
+
+    Args:
+        texts: what to learn from.
+        count: how many merges to learn at most; a short text may allow fewer.
+
+    Returns:
+        the merges in order; merge `i` creates id `256 + i`.
+    """
+    word_counts = Counter(word for text in texts for word in split_words(text))
+    words = [list(word.encode()) for word in word_counts]
+    frequencies = list(word_counts.values())
+    pair_counts: Counter[Pair] = Counter()
+    where: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that hold a pair
+    for index, word in enumerate(words):
+        for pair in zip(word, word[1:], strict=False):
+            pair_counts[pair] += frequencies[index]
+            where[pair].add(index)
+    # A heap whose entries may be out of date: one that no longer tells the count is pushed anew.
+    heap = [(-frequency, pair) for pair, frequency in pair_counts.items()]
+    heapq.heapify(heap)
+
+    merges: list[Pair] = []
+    token_bytes = [bytes([byte]) for byte in range(256)]
+    known = set(token_bytes)
+    while heap and len(merges) < count:
+        negative, pair = heapq.heappop(heap)
+        if -negative != pair_counts[pair]:
+            if pair_counts[pair] > 0:
+                heapq.heappush(heap, (-pair_counts[pair], pair))
+            continue
+        joined = token_bytes[pair[0]] + token_bytes[pair[1]]
+        # A second token for the same bytes ("a" + "bc" after "ab" + "c") helps nobody, nor does one
+        # that begins with a whole character and ends with a piece of another.
+        if joined in known or not _whole_or_piece(joined):
+            continue
+        known.add(joined)
+        token_bytes.append(joined)
+        new_id = 256 + len(merges)
+        merges.append(pair)
+        changed: set[Pair] = set()
+        for index in where.pop(pair):
+            old, new = words[index], merge(words[index], pair, new_id)
+            for neighbours in zip(old, old[1:], strict=False):
+                pair_counts[neighbours] -= frequencies[index]
+            for neighbours in zip(new, new[1:], strict=False):
+                pair_counts[neighbours] += frequencies[index]
+                if new_id in neighbours:
+                    where[neighbours].add(index)
+                    changed.add(neighbours)
+            words[index] = new
+        for neighbours in changed:
+            heapq.heappush(heap, (-pair_counts[neighbours], neighbours))
+    return merges
+
+
+def _whole_or_piece(token: bytes) -> bool:
+    """Whether the bytes are whole characters, or pieces of a single one."""
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return token.decode(errors="ignore") == ""
+    return True
+
+
+class Tokenizer:
+    """Ids 0 to 255 are the bytes, then the merges in order, then the special tokens.
+
+    Args:
+        merges: pairs of ids, in the order in which they were learned.
+    """
+
+    def __init__(self, merges: Sequence[Pair]) -> None:
+        self.merges = [tuple(pair) for pair in merges]
+        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
+        self.token_bytes = [bytes([byte]) for byte in range(256)]
+        for left, right in self.merges:
+            self.token_bytes.append(self.token_bytes[left] + self.token_bytes[right])
+        first = len(self.token_bytes)
+        self.special = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
+        self._words: dict[str, list[int]] = {}  # words already encoded: texts repeat theirs
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -> "Tokenizer":
+        """Learn a vocabulary.
+
+        Args:
+            texts: what to learn from.
+            vocabulary_size: number of ids; fewer if the texts are too short for as many merges.
+
+        Raises:
+            ValueError: if the size leaves no room for the bytes and the special tokens.
+        """
+        smallest = 256 + len(SPECIAL_TOKENS)
+        if vocabulary_size < smallest:
+            raise ValueError(f"a byte-level vocabulary needs at least {smallest} ids, got {vocabulary_size}")
+        return cls(learn_merges(texts, vocabulary_size - smallest))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self.token_bytes) + len(self.special)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the merges: two tokenizers that agree in it give the same ids."""
+        return hashlib.sha256(json.dumps(self.merges).encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Special tokens never come out of it, whatever the text says.
+
+        Raises:
+            ValueError: if the text holds a lone surrogate, which no UTF-8 can write.
+        """
+        ids: list[int] = []
+        for word in split_words(text):
+            if word not in self._words:
+                self._words[word] = self._encode_word(word)
+            ids += self._words[word]
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        try:
+            ids = list(word.encode())
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is no valid Unicode: {error}") from error
+        while len(ids) > 1:
+            pair = min(zip(ids, ids[1:], strict=False), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            if pair not in self._ranks:
+                break
+            ids = merge(ids, pair, 256 + self._ranks[pair])
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for; special tokens stand for none.
+
+        Raises:
+            ValueError: if an id is not in the vocabulary.
+        """
+        pieces = []
+        for token in ids:
+            if not 0 <= token < self.vocabulary_size:
+                raise ValueError(f"token id {token} is outside the vocabulary of {self.vocabulary_size}")
+            if token < len(self.token_bytes):
+                pieces.append(self.token_bytes[token])
+        return b"".join(pieces)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for; bytes that are not UTF-8 become the sign U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def token_text(self, token: int) -> str:
+        """One token as people read it: its text, or the name of a special token."""
+        names = {number: name for name, number in self.special.items()}
+        return names.get(token) or self.decode([token])
+
+    def to_json(self) -> str:
+        """The tokenizer in the format of the `tokenizers` library."""
+        names = ["".join(_BYTE_TO_CHARACTER[byte] for byte in token) for token in self.token_bytes]
+        pre_tokenizer = [
+            {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        ]
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        return json.dumps(
+            {
+                "version": "1.0",
+                "truncation": None,
+                "padding": None,
+                "added_tokens": [{"id": number, "content": token} | flags for token, number in self.special.items()],
+                "normalizer": None,
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer},
+                "post_processor": None,
+                "decoder": pre_tokenizer[1] | {"use_regex": True},
+                "model": {
+                    "type": "BPE",
+                    "dropout": None,
+                    "unk_token": None,
+                    "continuing_subword_prefix": None,
+                    "end_of_word_suffix": None,
+                    "fuse_unk": False,
+                    "byte_fallback": False,
+                    "ignore_merges": False,
+                    "vocab": {name: number for number, name in enumerate(names)},
+                    "merges": [[names[left], names[right]] for left, right in self.merges],
+                },
+            },
+            ensure_ascii=False,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is something else.
+        """
+        try:
+            model = json.loads(text)["model"]
+            merges = [(model["vocab"][left], model["vocab"][right]) for left, right in model["merges"]]
+            tokenizer = cls(merges)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"this is no gptcore tokenizer: {error!r}") from error
+        if tokenizer.to_json() != text:
+            raise ValueError("this tokenizer.json was not written by gptcore: its ids are numbered in another way")
+        return tokenizer
+
+    def save(self, path: str | Path) -> None:
+        """Write `tokenizer.json`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a `tokenizer.json` written by `save`.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if the file is something else.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+
+def _printable_bytes() -> dict[int, str]:
+    """GPT-2's way of writing any byte as a printable character, which `tokenizer.json` needs."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+_BYTE_TO_CHARACTER = _printable_bytes()
