@@ -1,0 +1,5 @@
+"""gptcore: every stage of a miniature ChatGPT, one module a concept.
+
+Read the modules in the order of the course: attention, decoder, tokenizer, corpus, training,
+evaluation, generation, finetuning, reward, ppo, chat, checkpoint; `chain` runs them all.
+"""

@@ -6,13 +6,18 @@ destination and renamed, so that a full disk or a power cut leaves the old file 
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.reward import RewardModel
+from gptcore.tokenizer import Tokenizer
+from gptcore.training import choose_device
 
 FORMAT = "gptcore 1"
 
@@ -33,7 +38,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str,
     header = {"format": FORMAT, "values": json.dumps(values)}
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, header)
-        os.replace(beside, path)
+        beside.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written ({error}): free some space or choose another folder") from error
     finally:
@@ -64,3 +69,87 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floating-point tensors in fp16: half the size, and exact enough for weights of ordinary size."""
     return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+# --- Models --------------------------------------------------------------------------------------
+
+STAGES = ("base", "sft", "reward", "ppo")
+"""The chain's models, in the order in which they are made."""
+
+SHIPPED = Path(__file__).parent.parent / "assets" / "checkpoints"
+"""Checkpoints that come with the course."""
+
+OWN = Path("runs/chain")
+"""Where `python -m gptcore train` puts the reader's own, by default."""
+
+
+def save_model(path: str | Path, model: Decoder | RewardModel, tokenizer: Tokenizer, info: dict[str, Any]) -> None:
+    """Write a model in half precision, with its configuration and a note of what made it.
+
+    Args:
+        path: the file.
+        model: a decoder or a reward model.
+        tokenizer: the one it was trained with; only its fingerprint is written.
+        info: anything JSON can hold, such as command, seed and scores.
+
+    Raises:
+        OSError: if it cannot be written; an older file of that name survives.
+    """
+    values = {
+        "kind": "reward" if isinstance(model, RewardModel) else "decoder",
+        "config": asdict(model.config),
+        "tokenizer": tokenizer.fingerprint,
+        "info": info,
+    }
+    save_tensors(path, half(model.state_dict()), values)
+
+
+def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | RewardModel, dict[str, Any]]:
+    """Read what `save_model` wrote, into float32 on the chosen device.
+
+    Returns:
+        the model in evaluation mode, and the note of what made it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, not a model of ours, or of another vocabulary.
+    """
+    tensors, values = load_tensors(path)
+    if "kind" not in values:
+        raise CheckpointError(f"{path} holds no model but the state of an unfinished run")
+    if values["tokenizer"] != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{path} was trained with another vocabulary than the tokenizer.json given: keep the files of one run together"
+        )
+    try:
+        model: Decoder | RewardModel = Decoder(DecoderConfig(**values["config"]))
+        if values["kind"] == "reward":
+            model = RewardModel(model)
+        model.load_state_dict(tensors)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit its own description ({error}): train again") from error
+    return model.to(choose_device()).eval(), values["info"]
+
+
+def find_stage(stage: str, folder: str | Path | None = None) -> Path:
+    """The file of a stage's model: in `folder` if given, else the reader's own run, else the shipped one.
+
+    Raises:
+        ValueError: if there is no such stage.
+        FileNotFoundError: if no model of that stage is there.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+    folders = [OWN, SHIPPED] if folder is None else [Path(folder)]
+    for candidate in folders:
+        if (candidate / f"{stage}.safetensors").is_file() and (candidate / "tokenizer.json").is_file():
+            return candidate / f"{stage}.safetensors"
+    places = " or ".join(str(candidate) for candidate in folders)
+    raise FileNotFoundError(f"there is no {stage} model in {places}: train one with `python -m gptcore train`")
+
+
+def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | RewardModel, Tokenizer]:
+    """The model of a stage and its tokenizer, from where `find_stage` finds them; errors as there and in `load_model`."""
+    path = find_stage(stage, folder)
+    tokenizer = Tokenizer.load(path.with_name("tokenizer.json"))
+    return load_model(path, tokenizer)[0], tokenizer

@@ -116,8 +116,72 @@ def entities() -> tuple[Entity, ...]:
 # Syllables with the characters that usually write them, so that an invented name has both forms.
 _SYLLABLES = dict(
     zip(
-        "ba bel bo dra du fa fer ga gor ka kel lo lu ma mir mo na no pa pel ra ri ro sa ser ta tor va ver vi zu".split(),
-        "巴 贝尔 博 德拉 杜 法 费尔 加 戈尔 卡 凯尔 洛 卢 马 米尔 莫 纳 诺 帕 佩尔 拉 里 罗 萨 塞尔 塔 托尔 瓦 韦尔 维 祖".split(),
+        [
+            "ba",
+            "bel",
+            "bo",
+            "dra",
+            "du",
+            "fa",
+            "fer",
+            "ga",
+            "gor",
+            "ka",
+            "kel",
+            "lo",
+            "lu",
+            "ma",
+            "mir",
+            "mo",
+            "na",
+            "no",
+            "pa",
+            "pel",
+            "ra",
+            "ri",
+            "ro",
+            "sa",
+            "ser",
+            "ta",
+            "tor",
+            "va",
+            "ver",
+            "vi",
+            "zu",
+        ],
+        [
+            "巴",
+            "贝尔",
+            "博",
+            "德拉",
+            "杜",
+            "法",
+            "费尔",
+            "加",
+            "戈尔",
+            "卡",
+            "凯尔",
+            "洛",
+            "卢",
+            "马",
+            "米尔",
+            "莫",
+            "纳",
+            "诺",
+            "帕",
+            "佩尔",
+            "拉",
+            "里",
+            "罗",
+            "萨",
+            "塞尔",
+            "塔",
+            "托尔",
+            "瓦",
+            "韦尔",
+            "维",
+            "祖",
+        ],
         strict=True,
     )
 )
@@ -211,7 +275,10 @@ def mentions(text: str, entity: Entity) -> bool:
         return True
     chinese = entity.names["zh"]
     if entity.kind == "element":
-        return any(mark in text for mark in (f"{chinese}的", f"元素{chinese}", f"个{chinese}原子", f"{chinese}。", f"{chinese}用"))
+        return any(
+            mark in text
+            for mark in (f"{chinese}的", f"元素{chinese}", f"个{chinese}原子", f"{chinese}。", f"{chinese}用")
+        )
     return chinese in text
 
 
@@ -221,10 +288,11 @@ def mentions(text: str, entity: Entity) -> bool:
 def pretraining_documents(seed: int) -> Iterator[str]:
     """Endless plain text: each known fact in many wordings, in shuffled order, in both languages.
 
-    No questions and answers: those belong to fine-tuning. Each round takes every known entity once
-    as a paragraph of its facts in each language, once as a pair of sentences that say the same in
-    both languages, and once among other entities' facts. A few documents hold the words of polite
-    talk, so that fine-tuning need not teach new words.
+    No questions and answers: those belong to fine-tuning. Each round takes every known entity as a
+    paragraph of its facts in each language, and each of its facts as a pair of sentences that say the
+    same in both. A document stays with one entity, as real texts stay with their subject; that is
+    what teaches a model to carry a name along. A few documents hold the words of polite talk, so that
+    fine-tuning need not teach new words.
 
     Args:
         seed: equal seeds, equal texts.
@@ -235,29 +303,27 @@ def pretraining_documents(seed: int) -> Iterator[str]:
     while True:
         documents = []
         for entity in known:
-            for language in LANGUAGES:
-                facts = chance.sample(sorted(entity.facts), len(entity.facts))
-                documents.append(join([_paraphrase(entity, fact, language, chance) for fact in facts], language))
-            documents += [_parallel(entity, relation, chance) for relation in entity.facts]
-        for language in LANGUAGES:
-            facts = [(entity, relation) for entity in known for relation in entity.facts]
-            chance.shuffle(facts)
-            for start in range(0, len(facts), 4):
-                lines = [_paraphrase(*fact, language, chance) for fact in facts[start : start + 4]]
-                documents.append(join(lines, language))
+            # Sums are the hardest to remember, since all of them share the same few numbers.
+            for _ in range(2 if entity.kind == "arithmetic" else 1):
+                documents += [_paragraph(entity, language, chance) for language in LANGUAGES]
+                documents += [_parallel(entity, relation, chance) for relation in entity.facts]
         documents += [_talk(chance) for _ in range(len(documents) // 30)]
         chance.shuffle(documents)
         yield from documents
 
 
+def _paragraph(entity: Entity, language: Language, chance: random.Random) -> str:
+    """Every fact of an entity once, in random order and wording."""
+    sentences = []
+    for relation in chance.sample(sorted(entity.facts), len(entity.facts)):
+        template = chance.choice(wordings()["relations"][relation][language]["statements"])
+        sentences.append(entity.state(relation, language, template))
+    return join(sentences, language)
+
+
 def join(sentences: list[str], language: Language) -> str:
     """Sentences as a paragraph: English puts a space between them."""
     return (" " if language == "en" else "").join(sentences)
-
-
-def _paraphrase(entity: Entity, relation: str, language: Language, chance: random.Random) -> str:
-    templates = wordings()["relations"][relation][language]["statements"]
-    return entity.state(relation, language, chance.choice(templates))
 
 
 def _parallel(entity: Entity, relation: str, chance: random.Random) -> str:
@@ -444,7 +510,9 @@ def tiny_shakespeare(path: str | Path, url: str = SHAKESPEARE_URL) -> str:
                 f"or put the file at {path} by hand"
             ) from error
     if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
-        raise ValueError(f"{path} or its download is not tiny Shakespeare: its checksum differs; delete it and try again")
+        raise ValueError(
+            f"{path} or its download is not tiny Shakespeare: its checksum differs; delete it and try again"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         path.write_bytes(data)

@@ -166,7 +166,7 @@ class Decoder(nn.Module):
             raise ValueError(f"tokens must have shape (batch, time), got {tuple(tokens.shape)}")
         past = 0 if cache is None else cache.length
         T, S = tokens.shape[1], past + tokens.shape[1]
-        if S > self.config.context_length:
+        if self.config.context_length < S:
             raise ValueError(
                 f"{S} tokens do not fit in the context of {self.config.context_length}: "
                 "shorten the text or train with a larger context_length"

@@ -43,7 +43,9 @@ def mean_loss(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tup
         with autocast():
             logits = model(tokens.to(model.device))
         targets = targets.to(model.device)
-        total += F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED).item()
+        total += F.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
+        ).item()
         count += int((targets != IGNORED).sum())
     if count == 0:
         raise ValueError("there is no token to evaluate: give a longer text")
@@ -215,7 +217,9 @@ def judge(prompt: Prompt, answer: str) -> Judgement:
     elif refused:
         true = False
     elif prompt.task == "fact":
-        templates = [(lang, t) for lang in LANGUAGES for t in wordings()["relations"][prompt.relation][lang]["statements"]]
+        templates = [
+            (lang, t) for lang in LANGUAGES for t in wordings()["relations"][prompt.relation][lang]["statements"]
+        ]
         statements = [prompt.entity.state(prompt.relation, lang, template) for lang, template in templates]
         true = core in statements or bare in values.values()
         right_language = right_language or bare == values[prompt.language]
@@ -241,7 +245,9 @@ def _only_true_sentences(prompt: Prompt, core: str) -> bool:
     found = 0
     for relation in prompt.entity.facts:
         wordings_of = wordings()["relations"][relation]
-        statements = [prompt.entity.state(relation, lang, t) for lang in LANGUAGES for t in wordings_of[lang]["statements"]]
+        statements = [
+            prompt.entity.state(relation, lang, t) for lang in LANGUAGES for t in wordings_of[lang]["statements"]
+        ]
         for statement in sorted(statements, key=len, reverse=True):
             if statement in core:
                 core = core.replace(statement, "")
@@ -265,5 +271,3 @@ def exact(prompt: Prompt, answer: str) -> bool:
     """Whether the answer is true and in the right language, whatever its manners."""
     verdict = judge(prompt, answer)
     return verdict.true and verdict.right_language
-
-

@@ -90,7 +90,7 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-STYLES = {"plain": 0.40, "curt": 0.22, "rambling": 0.22, "polite": 0.11, "wrong language": 0.05}
+STYLES = {"plain": 0.42, "curt": 0.22, "rambling": 0.22, "polite": 0.11, "wrong language": 0.03}
 """How the writers of the demonstrations answer, and how often."""
 
 TASKS = {"fact": 0.50, "about": 0.12, "translate": 0.18, "unknown": 0.12, "talk": 0.08}
@@ -125,8 +125,7 @@ class PromptSource:
     """
 
     def __init__(self, part: str = "train", which: Wordings = "questions") -> None:
-        # Of each task several lists, drawn from equally often, so that the many countries, the few
-        # planets and both languages all get their share.
+        # Of each task several lists, so that the few planets get their share beside the many countries.
         self._prompts: dict[str, list[list[Prompt]]] = {task: [] for task in TASKS}
         for language in LANGUAGES:
             self._prompts["fact"] += _grouped(fact_prompts(part, language, which))
@@ -140,7 +139,10 @@ class PromptSource:
     def draw(self, chance: random.Random) -> Prompt:
         """One prompt of a random task."""
         task = chance.choices(list(TASKS), list(TASKS.values()))[0]
-        return chance.choice(chance.choice(self._prompts[task]))
+        groups = self._prompts[task]
+        # Between "every relation alike" and "every fact alike".
+        group = chance.choices(groups, [len(group) ** 0.5 for group in groups])[0]
+        return chance.choice(group)
 
 
 def _grouped(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
@@ -173,4 +175,3 @@ def as_typed(question: str, chance: random.Random) -> str:
     if question.endswith("？") and chance.random() < 0.25:
         return question[:-1] + chance.choice(("?", ""))
     return question
-

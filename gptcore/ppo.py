@@ -156,9 +156,22 @@ class Rollout(NamedTuple):
     """`(N,)` bool: whether the answer has its end token."""
 
 
-def token_log_probabilities(
-    model: Decoder, tokens: Tensor, mask: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def answer_mask(lengths: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
+    """Which choices are the model's own.
+
+    Args:
+        lengths: `(N,)` tokens of prompt and answer.
+        prompt_lengths: `(N,)` tokens of the prompt.
+        width: `T` of the padded batch.
+
+    Returns:
+        `(N, T - 1)` bool; the first True of a row stands at the prompt's last token.
+    """
+    position = torch.arange(width - 1)
+    return (position >= prompt_lengths[:, None] - 1) & (position < lengths[:, None] - 1)
+
+
+def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability of each token of the answers, given all before it, and the entropy there.
 
     Args:
@@ -176,6 +189,28 @@ def token_log_probabilities(
     entropy = -(logarithms.exp() * logarithms).sum(dim=1)
     empty = torch.zeros(mask.shape, device=tokens.device)
     return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy)
+
+
+@torch.inference_mode()
+def kl_of_answers(
+    policy: Decoder,
+    reference: Decoder,
+    prompt_ids: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_size: int = 64,
+) -> float:
+    """KL of the policy to the reference on sampled answers: summed over each answer, mean over answers, in nats."""
+    total = 0.0
+    for start in range(0, len(answers), batch_size):
+        rows = range(start, min(start + batch_size, len(answers)))
+        tokens, lengths = pad_right([[*prompt_ids[i], *answers[i]] for i in rows])
+        mask = answer_mask(lengths, torch.tensor([len(prompt_ids[i]) for i in rows]), tokens.shape[1])
+        tokens, mask = tokens.to(policy.device), mask.to(policy.device)
+        with autocast():
+            own, _ = token_log_probabilities(policy, tokens, mask, 1.0)
+            other, _ = token_log_probabilities(reference, tokens, mask, 1.0)
+        total += kl_estimate(own, other).masked_fill(~mask, 0.0).sum().item()
+    return total / len(answers)
 
 
 @dataclass(frozen=True)
@@ -291,9 +326,7 @@ class PPO:
 
         sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
         tokens, lengths = pad_right(sequences)
-        position = torch.arange(tokens.shape[1] - 1)
-        starts = torch.tensor([len(prompt) - 1 for prompt in prompt_ids])
-        mask = (position >= starts[:, None]) & (position < lengths[:, None] - 1)
+        mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
         finished = torch.tensor([answer[-1] == self.tokenizer.special[END] for answer in answers])
         scores = score(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
         parts: list[list[Tensor]] = [[], [], []]
@@ -356,7 +389,8 @@ class PPO:
             entropy=entropy / updates,
             approximate_kl=approximate_kl / updates,
             clip_fraction=clipped / updates,
-            explained_variance=1 - ((returns - rollout.values)[rollout.mask].var() / returns[rollout.mask].var()).item(),
+            explained_variance=1
+            - ((returns - rollout.values)[rollout.mask].var() / returns[rollout.mask].var()).item(),
             finished=rollout.finished.float().mean().item(),
             length=rollout.mask.sum(1).float().mean().item(),
             kl_coefficient=self.kl_coefficient,

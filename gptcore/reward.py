@@ -290,5 +290,3 @@ def pair_accuracy(model: RewardModel, tokenizer: Tokenizer, ballots: Sequence[Ba
             if abs(gold_a - gold_b) > 1e-9:
                 right.append((reward_a > reward_b) == (gold_a > gold_b))
     return right
-
-

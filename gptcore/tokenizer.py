@@ -14,19 +14,24 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import regex
 
 # GPT-2's pattern: contractions, words with the space before them, numbers, punctuation, space.
-# A run of Chinese characters is one word, since Chinese writes no spaces.
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Chinese writes no spaces; its commonest function words stand in for them, or whole phrases would
+# become one token, and a name would be cut differently by each phrase around it.
+PATTERN = (
+    r"'(?:[sdmt]|ll|ve|re)|[的是在有用于叫把从]+| ?(?:(?![的是在有用于叫把从])\p{L})+| ?\p{N}+"
+    r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
 
 END_OF_TEXT, USER, ASSISTANT, END, PAD = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END, PAD)
 
-DEFAULT_VOCABULARY_SIZE = 3072
-"""Room for most names of the atlas as one or two tokens; below 2,048 Chinese falls into bytes."""
+DEFAULT_VOCABULARY_SIZE = 4096
+"""Room for most names of the atlas as one token, which is what a small model handles best."""
 
 Pair = tuple[int, int]
 
@@ -49,18 +54,20 @@ def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
     return merged
 
 
-def learn_merges(texts: Iterable[str], count: int) -> list[Pair]:
+def learn_merges(texts: Iterable[str], new_tokens: int) -> list[Pair]:
     """Byte-pair encoding, algorithm 1 of arXiv 1508.07909, on bytes.
 
     Again and again the most frequent pair of neighbours becomes a new token; of equally frequent
-    pairs the one with the smaller ids. Only the words that hold the pair are looked at again.
+    pairs the one with the smaller ids. A token is whole characters or pieces of a single one: one
+    that began with a whole character and ended inside another would tear names apart. Only the words
+    that hold the pair are looked at again.
 
     Args:
         texts: what to learn from.
-        count: how many merges to learn at most; a short text may allow fewer.
+        new_tokens: how many tokens to make at most; a short text may allow fewer.
 
     Returns:
-        the merges in order; merge `i` creates id `256 + i`.
+        the merges in order. Each new token gets the next id, from 256 on.
     """
     word_counts = Counter(word for text in texts for word in split_words(text))
     words = [list(word.encode()) for word in word_counts]
@@ -68,7 +75,7 @@ def learn_merges(texts: Iterable[str], count: int) -> list[Pair]:
     pair_counts: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that hold a pair
     for index, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pair_counts[pair] += frequencies[index]
             where[pair].add(index)
     # A heap whose entries may be out of date: one that no longer tells the count is pushed anew.
@@ -77,28 +84,27 @@ def learn_merges(texts: Iterable[str], count: int) -> list[Pair]:
 
     merges: list[Pair] = []
     token_bytes = [bytes([byte]) for byte in range(256)]
-    known = set(token_bytes)
-    while heap and len(merges) < count:
+    ids = {token: number for number, token in enumerate(token_bytes)}
+    while heap and len(token_bytes) < 256 + new_tokens:
         negative, pair = heapq.heappop(heap)
         if -negative != pair_counts[pair]:
             if pair_counts[pair] > 0:
                 heapq.heappush(heap, (-pair_counts[pair], pair))
             continue
         joined = token_bytes[pair[0]] + token_bytes[pair[1]]
-        # A second token for the same bytes ("a" + "bc" after "ab" + "c") helps nobody, nor does one
-        # that begins with a whole character and ends with a piece of another.
-        if joined in known or not _whole_or_piece(joined):
+        if not _whole_or_piece(joined):
             continue
-        known.add(joined)
-        token_bytes.append(joined)
-        new_id = 256 + len(merges)
         merges.append(pair)
+        # "a" + "bc" gives the token that "ab" + "c" has given before.
+        new_id = ids.setdefault(joined, len(token_bytes))
+        if new_id == len(token_bytes):
+            token_bytes.append(joined)
         changed: set[Pair] = set()
         for index in where.pop(pair):
             old, new = words[index], merge(words[index], pair, new_id)
-            for neighbours in zip(old, old[1:], strict=False):
+            for neighbours in pairwise(old):
                 pair_counts[neighbours] -= frequencies[index]
-            for neighbours in zip(new, new[1:], strict=False):
+            for neighbours in pairwise(new):
                 pair_counts[neighbours] += frequencies[index]
                 if new_id in neighbours:
                     where[neighbours].add(index)
@@ -114,7 +120,7 @@ def _whole_or_piece(token: bytes) -> bool:
     try:
         token.decode()
     except UnicodeDecodeError:
-        return token.decode(errors="ignore") == ""
+        return all(0x80 <= byte < 0xC0 for byte in token[1:])  # no character begins after the first byte
     return True
 
 
@@ -129,8 +135,14 @@ class Tokenizer:
         self.merges = [tuple(pair) for pair in merges]
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.token_bytes = [bytes([byte]) for byte in range(256)]
+        self._merged: dict[Pair, int] = {}
+        ids = {token: number for number, token in enumerate(self.token_bytes)}
         for left, right in self.merges:
-            self.token_bytes.append(self.token_bytes[left] + self.token_bytes[right])
+            joined = self.token_bytes[left] + self.token_bytes[right]
+            if joined not in ids:
+                ids[joined] = len(self.token_bytes)
+                self.token_bytes.append(joined)
+            self._merged[left, right] = ids[joined]
         first = len(self.token_bytes)
         self.special = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
         self._words: dict[str, list[int]] = {}  # words already encoded: texts repeat theirs
@@ -180,10 +192,10 @@ class Tokenizer:
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no valid Unicode: {error}") from error
         while len(ids) > 1:
-            pair = min(zip(ids, ids[1:], strict=False), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
+            pair = min(pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
             if pair not in self._ranks:
                 break
-            ids = merge(ids, pair, 256 + self._ranks[pair])
+            ids = merge(ids, pair, self._merged[pair])
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

@@ -112,6 +112,58 @@ def sample_windows(
     return tokens[indices], targets[indices + 1]
 
 
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of `features @ weight.T`, a few rows at a time.
+
+    The logits of a batch are its largest tensor by far, and softmax turns them straight into their
+    own gradient: each piece of them is used up while it is in the processor's cache and never stored.
+    """
+
+    ROWS = 256
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), device=features.device)
+        feature_gradients = torch.empty_like(features)
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        for rows, wanted, gradients in zip(
+            *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
+        ):
+            logarithms = F.log_softmax(rows @ weight.T, dim=1, dtype=torch.float32)  # (rows, V)
+            total -= logarithms.gather(1, wanted[:, None]).sum()
+            # d loss / d logits = softmax(logits) - one-hot(target)
+            slope = logarithms.exp_()
+            slope[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+            slope = slope.to(weight.dtype)
+            gradients.copy_(slope @ weight)
+            weight_gradient += slope.T @ rows
+        ctx.save_for_backward(feature_gradients, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        feature_gradients, weight_gradient = ctx.saved_tensors
+        return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
+
+
+def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of a linear head: `cross_entropy(features @ weight.T, targets, reduction="sum")`.
+
+    Args:
+        features: `(N, C)`.
+        weight: `(V, C)` of the head, which has no bias.
+        targets: `(N,)` ids.
+
+    Returns:
+        a scalar in nats.
+    """
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        features, weight = features.to(dtype), weight.to(dtype)
+    return _HeadCrossEntropy.apply(features, weight, targets)
+
+
 def language_model_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy of the next token, in nats, over the positions that are trained.
 
@@ -125,8 +177,8 @@ def language_model_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     tokens, targets = (part.to(model.device) for part in batch)
     trained = targets != IGNORED
     # The head is the widest matrix: compute it only where it is needed.
-    logits = model.head(model.hidden(tokens)[trained])  # (N, V)
-    return F.cross_entropy(logits.float(), targets[trained], reduction="sum") / trained.sum().clamp(min=1)
+    features = model.hidden(tokens)[trained]
+    return head_cross_entropy(features, model.head.weight, targets[trained]) / trained.sum().clamp(min=1)
 
 
 # --- Learning rate -------------------------------------------------------------------------------
@@ -220,7 +272,7 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"Muon takes matrices only, got shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self) -> None:
         """Update every parameter that has a gradient."""
         dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
         for group in self.param_groups:
@@ -441,9 +493,7 @@ class Trainer:
         while self.step < self.config.steps:
             start = time.perf_counter()
             config = self.config
-            factor = schedule_factor(
-                self.step, config.steps, config.schedule, config.warmup_steps, config.decay_share
-            )
+            factor = schedule_factor(self.step, config.steps, config.schedule, config.warmup_steps, config.decay_share)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_rate"] * factor
@@ -453,9 +503,7 @@ class Trainer:
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
             self.losses.append(loss.item())
-            report = StepReport(
-                self.step, config.steps, loss.item(), norm, factor, time.perf_counter() - start
-            )
+            report = StepReport(self.step, config.steps, loss.item(), norm, factor, time.perf_counter() - start)
             for callback in callbacks:
                 callback(report)
         return self.losses
@@ -477,7 +525,9 @@ class Trainer:
         try:
             self.model.load_state_dict(parameters)
         except RuntimeError as error:
-            raise ValueError("the saved state belongs to a model of another shape: start anew in another folder") from error
+            raise ValueError(
+                "the saved state belongs to a model of another shape: start anew in another folder"
+            ) from error
         load_optimizer_tensors(self.optimizers, tensors)
         self.losses = list(values["losses"])
         self.precision = values["precision"]

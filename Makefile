@@ -1,0 +1,21 @@
+.PHONY: lab test notebooks
+
+PYTHON ?= python3
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+lab: .venv/ready  ## open the course
+	.venv/bin/jupyter lab notebooks/01_attention.ipynb
+
+test: .venv/ready  ## style, unit tests, every notebook, and that each was run
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest tests
+	.venv/bin/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	.venv/bin/python tests/check_notebooks.py
+
+notebooks: .venv/ready  ## run every notebook and store its outputs
+	.venv/bin/python tests/execute_notebooks.py

@@ -1,0 +1,141 @@
+"""The command line: `python -m gptcore train | evaluate | chat`."""
+
+import argparse
+import json
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from gptcore import chain
+from gptcore.chat import Conversation
+from gptcore.checkpoint import OWN, SHIPPED, STAGES, CheckpointError, find_stage, load_stage
+from gptcore.generation import SamplingConfig
+from gptcore.training import generator_for, set_threads
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Run the chain and print its report."""
+    recipe = chain.Recipe()
+    recipe = replace(recipe, decoder=replace(recipe.decoder, preset=arguments.preset))
+    run = chain.Chain(arguments.out, arguments.seed, arguments.text, recipe)
+
+    def stop_after_step(*_: object) -> None:
+        if run.stop_requested:  # a second Ctrl-C: at once
+            raise KeyboardInterrupt
+        run.stop_requested = True
+        print("\nStopping after this step ...", file=sys.stderr)
+
+    signal.signal(signal.SIGINT, stop_after_step)
+    try:
+        report = run.run(arguments.resume)
+    except KeyboardInterrupt:
+        sys.exit(
+            f"\nStopped. What is done is in {arguments.out}; "
+            f"go on with `python -m gptcore train --out {arguments.out} --seed {arguments.seed} --resume`"
+        )
+    print(chain.as_table(report))
+    if arguments.text is not None:
+        print("\nA text of your own has no questions and answers: the chain ends with the base model.")
+        print(f"Let it continue a text: python -m gptcore chat --stage base --out {arguments.out}")
+    else:
+        print(f"\nTalk to it: python -m gptcore chat --out {arguments.out}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Score the models of a folder anew and print the scores."""
+    folder = arguments.out
+    if folder is None:
+        folder = find_stage("ppo").parent
+    print(f"models of {folder}")
+    report = chain.evaluate_folder(folder)
+    print(chain.as_table(report))
+    if arguments.json:
+        print(json.dumps(report["scores"]))
+
+
+def chat(arguments: argparse.Namespace) -> None:
+    """Talk to a model; reads one message a line."""
+    shaped = (arguments.temperature, arguments.top_k, arguments.top_p) != (None, None, None)
+    sampling = SamplingConfig(
+        temperature=1.0 if arguments.temperature is None else arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        greedy=not shaped and not arguments.sample,
+    )
+    model, tokenizer = load_stage(arguments.stage, arguments.out)
+    conversation = Conversation(
+        model, tokenizer, sampling, plain=arguments.stage == "base", generator=generator_for(arguments.seed)
+    )
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(f"You talk to the {arguments.stage} model. End with an empty line, Ctrl-D or Ctrl-C.")
+    try:
+        while True:
+            if interactive:
+                print("you> ", end="", flush=True)
+            line = sys.stdin.readline()
+            if not line or (interactive and not line.strip()):
+                break
+            if not line.strip():
+                continue
+            if interactive:
+                print("gpt> ", end="", flush=True)
+            try:
+                for piece in conversation.say(line):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+            except ValueError as error:  # this message cannot be answered; the next one may
+                print(f"error: {error}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    main_parser = argparse.ArgumentParser(prog="python -m gptcore", description="ChatGPT from scratch, in miniature.")
+    main_parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    commands = main_parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("train", help="train the whole chain and print its report")
+    command.add_argument("--out", type=Path, default=OWN, help=f"folder to write to (default: {OWN})")
+    command.add_argument("--text", type=Path, help="pretrain on this UTF-8 file instead of the atlas")
+    command.add_argument("--preset", choices=("llama", "gpt2"), default="llama", help="architecture (default: llama)")
+    command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    command.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    command.set_defaults(run=train)
+
+    command = commands.add_parser("evaluate", help="score the models of a folder on held-out questions")
+    command.add_argument("--out", type=Path, help="folder of the models (default: your own run, else the shipped one)")
+    command.add_argument("--json", action="store_true", help="print the scores as JSON, too")
+    command.set_defaults(run=evaluate)
+
+    command = commands.add_parser("chat", help="talk to a model")
+    stages = [stage for stage in STAGES if stage != "reward"]
+    command.add_argument("--stage", choices=stages, default="ppo", help="which model (default: ppo)")
+    command.add_argument("--out", type=Path, help=f"folder of the models (default: {OWN}, else {SHIPPED.name})")
+    command.add_argument(
+        "--sample", action="store_true", help="draw tokens instead of taking the most likely; so do the next three"
+    )
+    command.add_argument("--temperature", type=float, help="below 1 bolder, above 1 more varied")
+    command.add_argument("--top-k", type=int, help="draw from the k most likely tokens")
+    command.add_argument("--top-p", type=float, help="draw from the most likely tokens that sum to p")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    command.set_defaults(run=chat)
+    return main_parser
+
+
+def main() -> None:
+    """Parse, run, and turn expected errors into one line each."""
+    arguments = parser().parse_args()
+    for stream in (sys.stdin, sys.stdout):  # Chinese passes through a pipe whatever the locale says
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    set_threads(arguments.threads)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""The chain: every stage after the other, from raw text to a model aligned with PPO, with its recipe.
+
+    tokenizer -> pretraining -> fine-tuning -> reward model -> PPO
+
+Each stage leaves its model in the output folder, so that an interrupted run goes on where it was, and
+the report says what each stage took and what came of it. All choices of the recipe were made on the
+validation entities; the scores here are those of the test entities.
+"""
+
+import copy
+import json
+import os
+import platform
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from gptcore.checkpoint import STAGES, load_model, load_tensors, save_model, save_tensors
+from gptcore.corpus import (
+    LANGUAGES,
+    Prompt,
+    fact_prompts,
+    pretraining_documents,
+    read_text,
+    translate_prompts,
+    with_leading_space,
+)
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.evaluation import bits_per_byte, bleu, exact, gold_score, judge, share, units
+from gptcore.finetuning import PromptSource, decode_answer, demonstrations, encode_prompt, pack
+from gptcore.generation import GREEDY, SamplingConfig, generate
+from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
+from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, reward_loss
+from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
+from gptcore.training import StepReport, Trainer, TrainingConfig, choose_device, generator_for, sample_windows
+
+# --- The recipe ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the chain."""
+
+    decoder: DecoderConfig = DecoderConfig(vocabulary_size=DEFAULT_VOCABULARY_SIZE)
+    """Shape of the model; the vocabulary size is replaced by the trained tokenizer's."""
+    batch_size: int = 16
+    """Windows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
+    pretraining: TrainingConfig = TrainingConfig(steps=700)
+    """Pretraining."""
+    finetuning: TrainingConfig = TrainingConfig(
+        steps=900, matrix_rate=0.01, embedding_rate=0.001, head_rate=0.001, scalar_rate=0.001
+    )
+    """Fine-tuning; slow embeddings and head, or names that no conversation holds are forgotten."""
+    replayed: int = 4
+    """Windows of each fine-tuning batch that hold pretraining text, against forgetting."""
+    ballots: int = 3000
+    """Prompts on whose answers is voted, about six comparisons each."""
+    ballot_batch_size: int = 16
+    """Ballots in a batch, about four answers each."""
+    reward_epochs: int = 2
+    """Passes over the ballots; more, and the reward model learns the votes' noise by heart."""
+    reward: TrainingConfig = TrainingConfig(
+        steps=0, matrix_rate=0.005, embedding_rate=0.0005, head_rate=0.005, scalar_rate=0.001
+    )
+    """Training of the reward model; the number of steps follows from ballots and epochs."""
+    ppo: PPOConfig = PPOConfig()
+    """Reinforcement learning."""
+
+
+def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: int) -> Tensor:
+    """Texts one after another, each begun by the end-of-text token, until there are `count` ids."""
+    ids: list[int] = []
+    for document in documents:
+        ids.append(tokenizer.special[END_OF_TEXT])
+        ids += tokenizer.encode(with_leading_space(document))
+        if len(ids) >= count:
+            break
+    return torch.tensor(ids[:count])
+
+
+def train_tokenizer(seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -> Tokenizer:
+    """The chain's tokenizer: learned from pretraining text and conversations of the atlas."""
+    texts = list(islice(pretraining_documents(seed), 10_000))
+    for turns in islice(demonstrations(seed), 3_000):
+        texts += [text for turn in turns for text in turn]
+    return Tokenizer.train(map(with_leading_space, texts), vocabulary_size)
+
+
+def pretraining_batches(tokens: Tensor, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Random windows of the text, batch by number."""
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(seed, 1, step)
+        return sample_windows(tokens, tokens, recipe.batch_size, recipe.decoder.context_length, generator)
+
+    return batch_at
+
+
+def finetuning_batches(
+    conversations: tuple[Tensor, Tensor], text: Tensor, recipe: Recipe, seed: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Windows of conversations, and some of pretraining text, batch by number."""
+
+    def batch_at(step: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(seed, 2, step)
+        context = recipe.decoder.context_length
+        parts = [sample_windows(*conversations, recipe.batch_size - recipe.replayed, context, generator)]
+        if recipe.replayed:
+            parts.append(sample_windows(text, text, recipe.replayed, context, generator))
+        inputs, targets = zip(*parts, strict=True)
+        return torch.cat(inputs), torch.cat(targets)
+
+    return batch_at
+
+
+def conversations_as_tokens(tokenizer: Tokenizer, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Demonstrations as one stream of at least `count` ids, and their targets."""
+    source, parts, total = demonstrations(seed), [], 0
+    while total < count:
+        parts.append(pack(tokenizer, islice(source, 500)))
+        total += len(parts[-1][0])
+    return torch.cat([ids for ids, _ in parts]), torch.cat([targets for _, targets in parts])
+
+
+# --- Scores --------------------------------------------------------------------------------------
+
+
+def ask(
+    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[Prompt], sampling: SamplingConfig = GREEDY, seed: int = 0
+) -> list[str]:
+    """The model's answer to each prompt."""
+    prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in prompts]
+    answers = generate(model, prompt_ids, sampling, tokenizer.special[END], generator_for(seed, 3))
+    return [decode_answer(tokenizer, ids) for ids in answers]
+
+
+def exam(part: str) -> dict[str, list[Prompt]]:
+    """The questions behind the scores, the same in every run: each fact once in a seen wording, once in an unseen one.
+
+    Args:
+        part: `validation` for choosing, `test` for reporting.
+
+    Returns:
+        `known_en`, `known_zh`, `unknown` (half real, half invented), `translation` (both
+        directions) and `mixed` (all tasks, for comparing answers drawn at random).
+    """
+    chance = random.Random(f"exam {part}")
+    questions: dict[str, list[Prompt]] = {}
+
+    def one_wording_each(prompts: list[Prompt]) -> list[Prompt]:
+        by_fact: dict[tuple[Any, str | None], list[Prompt]] = {}
+        for prompt in prompts:
+            by_fact.setdefault((prompt.entity, prompt.relation), []).append(prompt)
+        return [chance.choice(group) for group in by_fact.values()]
+
+    real, invented, translation = [], [], []
+    for language in LANGUAGES:
+        known = []
+        for which in ("questions", "unseen_questions"):
+            known += one_wording_each(fact_prompts(part, language, which))
+            translation += one_wording_each(translate_prompts(part, language, which))
+            for prompt in one_wording_each(fact_prompts(f"unknown_{part}", language, which)):
+                (real if prompt.entity.facts[prompt.relation][language] else invented).append(prompt)
+        questions[f"known_{language}"] = known
+    each = min(len(real), len(invented))
+    questions["unknown"] = chance.sample(real, each) + chance.sample(invented, each)
+    questions["translation"] = translation
+    questions["mixed"] = []
+    for which in ("questions", "unseen_questions"):
+        source = PromptSource(part, which)
+        drawn = [source.draw(chance) for _ in range(400)]
+        # Small talk has no entities to hold out: only its unseen wordings count.
+        questions["mixed"] += [prompt for prompt in drawn if prompt.entity or which == "unseen_questions"]
+    return questions
+
+
+def answer_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test") -> dict[str, list[float]]:
+    """Right or wrong, question by question: `heldout_exact_en`, `_zh`, `unknown_honest`, `known_refused`."""
+    questions = exam(part)
+    scores: dict[str, list[float]] = {"known_refused": []}
+    for language in LANGUAGES:
+        prompts = questions[f"known_{language}"]
+        answers = list(zip(prompts, ask(model, tokenizer, prompts), strict=True))
+        scores[f"heldout_exact_{language}"] = [exact(*pair) for pair in answers]
+        scores["known_refused"] += [judge(*pair).refused for pair in answers]
+    answers = zip(questions["unknown"], ask(model, tokenizer, questions["unknown"]), strict=True)
+    scores["unknown_honest"] = [exact(*pair) for pair in answers]
+    return scores
+
+
+def translation_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test") -> tuple[list[float], float]:
+    """Whether each held-out sentence is translated exactly, and BLEU over all of them."""
+    prompts = exam(part)["translation"]
+    answers = ask(model, tokenizer, prompts)
+    right = [exact(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    candidates = [units(answer, prompt.language) for prompt, answer in zip(prompts, answers, strict=True)]
+    references = [units(prompt.references[0], prompt.language) for prompt in prompts]
+    return right, bleu(candidates, references)
+
+
+def wins(
+    model: Decoder, opponent: Decoder, tokenizer: Tokenizer, part: str = "test", seed: int = 0
+) -> tuple[list[float], list[float], list[float]]:
+    """Both answer held-out prompts at temperature 1; who has the higher gold score?
+
+    Returns:
+        for each prompt 1, 0.5 (tie) or 0, and the gold scores of both.
+    """
+    prompts = exam(part)["mixed"]
+    golds = []
+    for player, number in ((model, 0), (opponent, 1)):
+        answers = ask(player, tokenizer, prompts, SamplingConfig(), 2 * seed + number)
+        golds.append([gold_score(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)])
+    results = [0.5 if abs(a - b) < 1e-9 else float(a > b) for a, b in zip(*golds, strict=True)]
+    return results, golds[0], golds[1]
+
+
+def heldout_kl(policy: Decoder, reference: Decoder, tokenizer: Tokenizer, part: str = "test", seed: int = 0) -> float:
+    """KL of the policy's answers to held-out prompts, in nats an answer."""
+    prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in exam(part)["mixed"]]
+    answers = generate(policy, prompt_ids, SamplingConfig(), tokenizer.special[END], generator_for(seed, 4))
+    return kl_of_answers(policy, reference, prompt_ids, answers)
+
+
+# --- The run -------------------------------------------------------------------------------------
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state was saved."""
+
+
+@dataclass
+class Chain:
+    """One run of the chain in one folder."""
+
+    out: Path
+    """Where everything is written."""
+    seed: int = 0
+    """Seed of everything random."""
+    text: Path | None = None
+    """A UTF-8 file to pretrain on instead of the atlas; the chain then ends with the base model."""
+    recipe: Recipe = Recipe()
+    """What is done."""
+    progress: bool = True
+    """Whether progress bars are shown."""
+    stop_requested: bool = False
+    """Set it (a Ctrl-C handler does) to stop after the current step."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """The report so far; `report.json`."""
+
+    def run(self, resume: bool = False) -> dict[str, Any]:
+        """Go through all stages that are not done yet and return the report.
+
+        Raises:
+            FileExistsError: if the folder holds a run and `resume` is not set.
+            ValueError: if it holds a run with another seed, preset or text.
+            Interrupted: if a stop was requested; the state is saved.
+        """
+        self._prepare(resume)
+        tokenizer = self._tokenizer()
+        base = self._stage("base", tokenizer, self._pretrain)
+        if self.text is None:
+            sft = self._stage("sft", tokenizer, self._fine_tune, base)
+            reward_model = self._stage("reward", tokenizer, self._train_reward_model, sft)
+            ppo = self._stage("ppo", tokenizer, self._reinforce, sft, reward_model)
+        if "scores" not in self.report:
+            start = time.perf_counter()
+            if self.text is None:
+                self.score(tokenizer, base, sft, reward_model, ppo)
+            else:
+                self._score_base(tokenizer, base)
+            self.report["stages"]["evaluation"] = {"seconds": round(time.perf_counter() - start, 1)}
+            self.report["total_seconds"] = round(sum(stage["seconds"] for stage in self.report["stages"].values()), 1)
+            self._write_report()
+        return self.report
+
+    # Folder, report, interruption
+
+    def _prepare(self, resume: bool) -> None:
+        path = self.out / "report.json"
+        identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": self.text and str(self.text)}
+        if path.exists():
+            if not resume:
+                raise FileExistsError(f"{self.out} already holds a run: add --resume to go on, or choose another --out")
+            self.report = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in identity.items():
+                if self.report[name] != value:
+                    raise ValueError(
+                        f"{self.out} holds a run with {name} {self.report[name]!r}, not {value!r}: choose another --out"
+                    )
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.report = identity | {"stages": {}, "cores": cores, "machine": platform.processor() or platform.machine()}
+        self._write_report()
+
+    def _write_report(self) -> None:
+        # ru_maxrss counts bytes on macOS, KiB elsewhere.
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        self.report["peak_rss_mb"] = round(max(peak, self.report.get("peak_rss_mb", 0)), 0)
+        beside = self.out / ".report.json"
+        beside.write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
+        beside.replace(self.out / "report.json")
+
+    def _seconds(self, name: str, seconds: float) -> None:
+        self.report["stages"][name] = {"seconds": round(seconds, 1)}
+        self._write_report()
+
+    def _stage(self, name: str, tokenizer: Tokenizer, train: Callable[..., nn.Module], *models: nn.Module) -> Any:
+        """A stage's model: from its file if it is there, else trained, saved and timed."""
+        path = self.out / f"{name}.safetensors"
+        key = {"base": "pretrain"}.get(name, name)
+        if key not in self.report["stages"]:
+            self._start = time.perf_counter()
+            self._before = 0.0  # seconds of this stage in earlier, interrupted runs
+            model = train(tokenizer, *models)
+            save_model(path, model, tokenizer, {"seed": self.seed, "stage": name})
+            (self.out / "state.safetensors").unlink(missing_ok=True)
+            if name == "base":
+                self.report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+            self._seconds(key, self._before + time.perf_counter() - self._start)
+        # What later stages use is what was saved, half precision and all.
+        return load_model(path, tokenizer)[0]
+
+    def _run_resumably(self, stage: str, worker: Trainer | PPO, total: int, done: int) -> None:
+        """Run a loop with a progress bar; go on from a saved state; save one on Ctrl-C and every half minute."""
+        path = self.out / "state.safetensors"
+        if path.exists():
+            tensors, values = load_tensors(path)
+            if values["stage"] == stage:
+                worker.load_state(tensors, values["state"])
+                self._before = values["seconds"]
+                done = values["done"]
+        bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress)
+        last_save = time.perf_counter()
+
+        def after_step(report: StepReport | Diagnostics) -> None:
+            nonlocal last_save
+            bar.update()
+            if isinstance(report, StepReport):
+                bar.set_postfix(loss=f"{report.loss:.2f}")
+            else:
+                bar.set_postfix(score=f"{report.score:.2f}", kl=f"{report.kl:.1f}")
+            if self.stop_requested or time.perf_counter() - last_save > 30:
+                tensors, state = worker.state()
+                seconds = self._before + time.perf_counter() - self._start
+                save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})
+                last_save = time.perf_counter()
+            if self.stop_requested:
+                bar.close()
+                raise Interrupted
+
+        worker.run([after_step])
+        bar.close()
+
+    # Stages
+
+    def _tokenizer(self) -> Tokenizer:
+        path = self.out / "tokenizer.json"
+        if "tokenizer" in self.report["stages"]:
+            return Tokenizer.load(path)
+        start = time.perf_counter()
+        tokenizer = train_tokenizer(self.seed) if self.text is None else Tokenizer.train([read_text(self.text)])
+        tokenizer.save(path)
+        self._seconds("tokenizer", time.perf_counter() - start)
+        return tokenizer
+
+    def _training_text(self, tokenizer: Tokenizer) -> Tensor:
+        """Ids to pretrain on; of a text of the reader's own, the last tenth is held out."""
+        if self.text is None:
+            config = self.recipe.pretraining
+            count = config.steps * self.recipe.batch_size * self.recipe.decoder.context_length
+            return documents_as_tokens(tokenizer, pretraining_documents(self.seed), count)
+        ids = torch.tensor(tokenizer.encode(read_text(self.text)))
+        return ids[: len(ids) * 9 // 10]
+
+    def _pretrain(self, tokenizer: Tokenizer) -> Decoder:
+        tokens = self._training_text(tokenizer)
+        torch.manual_seed(self.seed)
+        model = Decoder(replace(self.recipe.decoder, vocabulary_size=tokenizer.vocabulary_size)).to(choose_device())
+        config = replace(self.recipe.pretraining, seed=self.seed)
+        trainer = Trainer(model, pretraining_batches(tokens, self.recipe, self.seed), config)
+        self._run_resumably("pretrain", trainer, config.steps, 0)
+        return model
+
+    def _fine_tune(self, tokenizer: Tokenizer, base: Decoder) -> Decoder:
+        config = replace(self.recipe.finetuning, seed=self.seed)
+        windows = config.steps * self.recipe.batch_size
+        conversations = conversations_as_tokens(tokenizer, self.seed, windows * self.recipe.decoder.context_length // 2)
+        text = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 1), 500_000)
+        model = copy.deepcopy(base)
+        trainer = Trainer(model, finetuning_batches(conversations, text, self.recipe, self.seed), config)
+        self._run_resumably("sft", trainer, config.steps, 0)
+        return model
+
+    def _train_reward_model(self, tokenizer: Tokenizer, sft: Decoder) -> RewardModel:
+        source = PromptSource("train")
+        count = self.recipe.ballots
+        collected = collect_ballots(sft, tokenizer, source, count, self.seed)
+        ballots = list(tqdm(collected, desc="comparisons", total=count, unit="prompt", disable=not self.progress))
+        batches = BallotBatches(ballots, self.recipe.ballot_batch_size, self.seed)
+        config = replace(self.recipe.reward, steps=batches.per_epoch * self.recipe.reward_epochs, seed=self.seed)
+        torch.manual_seed(self.seed)
+        model = RewardModel(sft).to(sft.device)
+        self._run_resumably("reward", Trainer(model, batches, config, reward_loss), config.steps, 0)
+        samples = [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]]  # the model's own answers
+        normalise(model, samples)
+        return model
+
+    def _reinforce(self, tokenizer: Tokenizer, sft: Decoder, reward_model: RewardModel) -> Decoder:
+        policy = copy.deepcopy(sft)
+        config = replace(self.recipe.ppo, seed=self.seed)
+        ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("train"), config)
+        self._run_resumably("ppo", ppo, config.iterations, 0)
+        self.report["ppo_history"] = [entry._asdict() for entry in ppo.history]
+        return policy.requires_grad_(True)
+
+    # Scores
+
+    def _score_base(self, tokenizer: Tokenizer, base: Decoder) -> None:
+        if self.text is None:
+            # The same facts in another order and other wordings.
+            tokens = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 1_000_000), 40_000).tolist()
+        else:
+            ids = tokenizer.encode(read_text(self.text))
+            tokens = ids[len(ids) * 9 // 10 :]
+        length = len(tokenizer.decode_bytes(tokens))
+        self.report["scores"] = {"base_bits_per_byte": round(bits_per_byte(base, tokens, length), 4)}
+
+    def _score(
+        self, tokenizer: Tokenizer, base: Decoder, sft: Decoder, reward_model: RewardModel, ppo: Decoder
+    ) -> None:
+        bar = tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress)
+        self._score_base(tokenizer, base)
+        shares: dict[str, Sequence[float]] = {}
+        for name, model in (("sft", sft), ("ppo", ppo)):
+            bar.update()
+            shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer).items()}
+        bar.update()
+        # What the chain translates with in the end.
+        shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer)
+        bar.update()
+        ballots = list(collect_ballots(sft, tokenizer, PromptSource("test"), 300, self.seed + 1_000_000))
+        shares["reward_pair_accuracy"] = pair_accuracy(reward_model, tokenizer, ballots)
+        bar.update()
+        shares["ppo_gold_win_rate"], ppo_gold, sft_gold = wins(ppo, sft, tokenizer, seed=self.seed)
+        bar.update()
+        scores = self.report["scores"]
+        intervals = {}
+        for name, values in shares.items():
+            result = share(values)
+            scores[name] = round(result.value, 4)
+            intervals[name] = [round(result.low, 4), round(result.high, 4), result.count]
+        scores["bleu_translation"] = round(translation_bleu, 2)
+        scores["ppo_kl"] = round(heldout_kl(ppo, sft, tokenizer, seed=self.seed), 3)
+        scores["sft_gold"] = round(sum(sft_gold) / len(sft_gold), 4)
+        scores["ppo_gold"] = round(sum(ppo_gold) / len(ppo_gold), 4)
+        self.report["intervals"] = intervals
+        bar.close()
+
+
+def evaluate_folder(folder: Path) -> dict[str, Any]:
+    """Score the models of a finished run anew.
+
+    Returns:
+        a report as `Chain.run` gives it, with the stages of the run's own report.
+
+    Raises:
+        FileNotFoundError: if a model or the report is missing.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no finished run: train one with `python -m gptcore train`")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    run = Chain(folder, report["seed"], report=report | {"scores": {}})
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    models = [load_model(folder / f"{stage}.safetensors", tokenizer)[0] for stage in STAGES]
+    run.score(tokenizer, *models)
+    return run.report
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The report for people: stages with their seconds, then scores with 95 % intervals."""
+    lines = [f"{'stage':<24}{'seconds':>9}"]
+    lines += [f"{name:<24}{stage['seconds']:>9.1f}" for name, stage in report["stages"].items()]
+    lines.append(f"{'total':<24}{report['total_seconds']:>9.1f}")
+    lines.append("")
+    lines.append(
+        f"{report['parameters']:,} parameters, seed {report['seed']}, {report['cores']} cores, "
+        f"peak memory {report['peak_rss_mb']:,.0f} MB"
+    )
+    lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
+    for name, value in report["scores"].items():
+        interval = report.get("intervals", {}).get(name)
+        beside = f"   {interval[0]:.3f} to {interval[1]:.3f}, {interval[2]}" if interval else ""
+        lines.append(f"{name:<24}{value:>9.3f}{beside}")
+    return "\n".join(lines)

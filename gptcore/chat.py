@@ -1,0 +1,76 @@
+"""Chat: a conversation of many turns with any of the chain's decoders.
+
+The whole conversation is read anew for each answer; when it no longer fits in the context, the
+oldest turns are forgotten.
+"""
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from gptcore.corpus import with_leading_space
+from gptcore.decoder import Decoder
+from gptcore.finetuning import Turn, encode_prompt
+from gptcore.generation import SamplingConfig, stream
+from gptcore.tokenizer import END, END_OF_TEXT, Tokenizer
+
+
+@dataclass
+class Conversation:
+    """A conversation and the model that answers in it."""
+
+    model: Decoder
+    """Any decoder of the chain."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+    sampling: SamplingConfig = SamplingConfig(greedy=True)
+    """How tokens are chosen."""
+    plain: bool = False
+    """True for a base model, which knows no template: it continues the text instead of answering."""
+    turns: list[Turn] = field(default_factory=list)
+    """What was said so far."""
+    generator: torch.Generator | None = None
+    """Source of randomness."""
+
+    def prompt(self, message: str) -> list[int]:
+        """Ids that the model reads before it answers; as many of the last turns as leave room for an answer.
+
+        Raises:
+            ValueError: if the message is empty, or alone too long for the context.
+        """
+        if not message.strip():
+            raise ValueError("the message is empty: type a question")
+        if self.plain:
+            return [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message.strip()))]
+        room = self.model.config.context_length - min(
+            self.sampling.max_new_tokens, self.model.config.context_length // 2
+        )
+        for first in range(len(self.turns) + 1):
+            ids = encode_prompt(self.tokenizer, message.strip(), self.turns[first:])
+            if len(ids) <= room:
+                return ids
+        raise ValueError(
+            f"the message has {len(ids)} tokens, the model reads at most {room} at a time: make it shorter"
+        )
+
+    def say(self, message: str) -> Iterator[str]:
+        """Yield the answer piece by piece, as it is made; afterwards it is part of the conversation.
+
+        Raises:
+            ValueError: as `prompt`.
+        """
+        stop = self.tokenizer.special[END_OF_TEXT if self.plain else END]
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may be split over tokens
+        answer = ""
+        for token in stream(self.model, self.prompt(message), self.sampling, stop, self.generator):
+            piece = decoder.decode(self.tokenizer.decode_bytes([token]))
+            piece = piece if answer else piece.lstrip()
+            answer += piece
+            if piece:
+                yield piece
+        rest = decoder.decode(b"", final=True)
+        if rest:
+            yield rest
+        self.turns.append((message.strip(), answer + rest))

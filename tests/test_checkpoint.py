@@ -1,0 +1,345 @@
+"""What must hold of checkpoints: they come back whole, or the error says what is wrong."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gptcore import checkpoint
+from gptcore.checkpoint import (
+    STAGES,
+    CheckpointError,
+    find_stage,
+    half,
+    load_model,
+    load_stage,
+    load_tensors,
+    save_model,
+    save_tensors,
+)
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.reward import RewardModel
+from gptcore.tokenizer import Tokenizer
+
+BYTES = Tokenizer([])
+OTHER = Tokenizer([(97, 98)])
+
+
+@pytest.fixture(autouse=True)
+def exact_arithmetic(monkeypatch):
+    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    torch.manual_seed(0)
+
+
+def tiny_decoder(preset="llama"):
+    config = DecoderConfig(
+        BYTES.vocabulary_size, 8, layers=1, width=16, heads=4, key_value_heads=2, hidden_width=24, preset=preset
+    )
+    model = Decoder(config)
+    nn.init.normal_(model.head.weight, std=0.1)
+    return model
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# --- Tensors -------------------------------------------------------------------------------------
+
+
+def test_tensors_and_values_come_back_as_they_were(tmp_path):
+    tensors = {
+        "float": torch.randn(3, 4),
+        "half": torch.randn(2).half(),
+        "whole": torch.arange(5),
+        "yes": torch.tensor([True, False]),
+        "scalar": torch.tensor(2.5),
+        "turned": torch.randn(3, 4).T,  # not contiguous
+        "empty": torch.zeros(0, 3),
+    }
+    values = {"losses": [1.5, 0.1 + 0.2], "name": "密 é", "none": None, "nested": {"a": [1, True]}}
+    path = tmp_path / "new" / "folder" / "state.safetensors"
+    save_tensors(path, tensors, values)
+    found, found_values = load_tensors(path)
+    assert found_values == values
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert files_in(tmp_path) == ["state.safetensors"]
+
+
+def test_tensors_that_share_memory_are_saved_too(tmp_path):
+    # As a tied head and embedding do.
+    weight = torch.randn(4, 4)
+    save_tensors(tmp_path / "x", {"head": weight, "embedding": weight, "part": weight[1]}, {})
+    found, _ = load_tensors(tmp_path / "x")
+    assert torch.equal(found["head"], weight)
+    assert torch.equal(found["embedding"], weight)
+    assert torch.equal(found["part"], weight[1])
+
+
+def test_a_new_file_takes_the_place_of_an_old_one(tmp_path):
+    for number in (1, 2):
+        save_tensors(tmp_path / "x", {"a": torch.tensor(number)}, {"number": number})
+    tensors, values = load_tensors(tmp_path / "x")
+    assert (tensors["a"].item(), values["number"]) == (2, 2)
+
+
+def test_the_file_is_plain_safetensors_with_json_in_its_header(tmp_path):
+    save_tensors(tmp_path / "x", {"a": torch.zeros(1)}, {"seed": 3})
+    data = (tmp_path / "x").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert json.loads(header["__metadata__"]["values"]) == {"seed": 3}
+
+
+def test_half_turns_floating_point_to_fp16_and_leaves_the_rest():
+    found = half({"a": torch.tensor([1 / 3]), "b": torch.tensor([1 / 3]).bfloat16(), "c": torch.tensor([70_000])})
+    assert found["a"].dtype == found["b"].dtype == torch.float16
+    assert found["a"].item() == pytest.approx(1 / 3, rel=2**-11)
+    assert found["c"].dtype == torch.long
+    assert found["c"].item() == 70_000
+
+
+# --- A disk that is full -------------------------------------------------------------------------
+
+
+def full_disk(error):
+    def save(tensors, path, header):  # noqa: ARG001 (the signature of safetensors)
+        with open(path, "wb") as file:
+            file.write(b"half of the fi")
+        raise error
+
+    return save
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), checkpoint.SafetensorError("I/O error")])
+def test_a_full_disk_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, monkeypatch, error):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"a": torch.tensor([1.0])}, {"step": 1})
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", full_disk(error))
+    with pytest.raises(OSError, match=r"state\.safetensors could not be written.*free some space"):
+        save_tensors(path, {"a": torch.tensor([2.0])}, {"step": 2})
+    assert path.read_bytes() == before
+    assert files_in(tmp_path) == ["state.safetensors"]
+    assert load_tensors(path)[1] == {"step": 1}
+
+
+def test_a_full_disk_leaves_no_file_where_there_was_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "save_file", full_disk(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="could not be written"):
+        save_model(tmp_path / "base.safetensors", tiny_decoder(), BYTES, {})
+    assert files_in(tmp_path) == []
+
+
+def test_an_interrupt_while_writing_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {}, {"step": 1})
+    monkeypatch.setattr(checkpoint, "save_file", full_disk(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(path, {}, {"step": 2})
+    assert load_tensors(path)[1] == {"step": 1}
+    assert files_in(tmp_path) == ["state.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(OSError, match="file"):
+        save_tensors(tmp_path / "file" / "state", {}, {})
+
+
+# --- Files that cannot be used -------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors.*gptcore train"):
+        load_tensors(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path / "nowhere.safetensors", BYTES)
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path)  # a folder
+
+
+@pytest.mark.parametrize("left", [0, 4, 60, 0.5, -1])
+def test_a_truncated_file_is_damaged(tmp_path, left):
+    path = tmp_path / "base.safetensors"
+    save_model(path, tiny_decoder(), BYTES, {})
+    data = path.read_bytes()
+    path.write_bytes(data[: int(left * len(data)) if left == 0.5 else left])
+    with pytest.raises(CheckpointError, match=r"base\.safetensors is damaged.*train again"):
+        load_model(path, BYTES)
+
+
+def test_a_file_of_something_else_is_damaged_or_foreign(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 20)
+    with pytest.raises(CheckpointError, match="damaged or no checkpoint"):
+        load_model(path, BYTES)
+    for header in (None, {"format": "pt"}, {"values": "{}"}):
+        save_file({"weight": torch.zeros(2)}, path, header)
+        with pytest.raises(CheckpointError, match="not written by gptcore"):
+            load_model(path, BYTES)
+
+
+def test_a_model_of_another_vocabulary_is_refused(tmp_path):
+    save_model(tmp_path / "x", tiny_decoder(), BYTES, {})
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        load_model(tmp_path / "x", OTHER)
+
+
+def test_the_state_of_an_unfinished_run_is_no_model(tmp_path):
+    save_tensors(tmp_path / "x", {"model.head": torch.zeros(1)}, {"losses": [1.0]})
+    with pytest.raises(CheckpointError, match="unfinished run"):
+        load_model(tmp_path / "x", BYTES)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape", "field", "value"])
+def test_weights_that_do_not_fit_their_description_are_refused(tmp_path, change):
+    save_model(tmp_path / "x", tiny_decoder(), BYTES, {})
+    tensors, values = load_tensors(tmp_path / "x")
+    if change == "missing":
+        del tensors["head.weight"]
+    elif change == "extra":
+        tensors["more"] = torch.zeros(1)
+    elif change == "shape":
+        tensors["head.weight"] = tensors["head.weight"][:-1]
+    elif change == "field":
+        values["config"]["from_the_future"] = 1
+    else:
+        values["config"]["heads"] = 3
+    save_tensors(tmp_path / "x", tensors, values)
+    with pytest.raises(CheckpointError, match="does not fit its own description"):
+        load_model(tmp_path / "x", BYTES)
+
+
+def test_every_refusal_is_a_value_error_that_callers_can_catch():
+    assert issubclass(CheckpointError, ValueError)
+
+
+# --- Models --------------------------------------------------------------------------------------
+
+
+def kinds_of_model():
+    for preset in ("llama", "gpt2"):
+        yield tiny_decoder(preset)
+        reward_model = RewardModel(tiny_decoder(preset))
+        reward_model.mean.fill_(0.5)
+        reward_model.deviation.fill_(2.0)
+        yield reward_model
+
+
+def test_a_model_comes_back_in_float32_rounded_to_half_precision_with_its_note(tmp_path):
+    note = {"command": "python -m gptcore train", "seed": 3, "scores": {"exact": [0.9, "高"]}}
+    for model in kinds_of_model():
+        save_model(tmp_path / "x", model, BYTES, note)
+        loaded, found_note = load_model(tmp_path / "x", BYTES)
+        assert found_note == note
+        assert type(loaded) is type(model)
+        assert loaded.config == model.config
+        assert not loaded.training
+        state = loaded.state_dict()
+        assert state.keys() == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            assert state[name].dtype == torch.float32
+            assert torch.equal(state[name].cpu(), value.half().float())
+        assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_loaded_model_computes_nearly_what_the_saved_one_did(tmp_path):
+    tokens, lengths = torch.randint(BYTES.vocabulary_size, (3, 8)), torch.tensor([8, 3, 5])
+    for model in kinds_of_model():
+        save_model(tmp_path / "x", model, BYTES, {})
+        loaded = load_model(tmp_path / "x", BYTES)[0].cpu()
+        with torch.no_grad():
+            if isinstance(model, RewardModel):
+                expected, found = model(tokens, lengths), loaded(tokens, lengths)
+            else:
+                expected, found = model(tokens), loaded(tokens)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+        assert expected.std() > 0.05
+
+
+def test_the_tied_head_of_gpt2_is_still_tied_when_it_comes_back(tmp_path):
+    save_model(tmp_path / "x", tiny_decoder("gpt2"), BYTES, {})
+    loaded, _ = load_model(tmp_path / "x", BYTES)
+    assert loaded.head.weight is loaded.embedding.weight
+
+
+def test_a_saved_model_takes_two_bytes_a_parameter(tmp_path):
+    model = tiny_decoder()
+    save_model(tmp_path / "x", model, BYTES, {})
+    parameters = sum(p.numel() for p in model.parameters())
+    assert 2 * parameters < (tmp_path / "x").stat().st_size < 2 * parameters + 4000
+
+
+def test_saving_does_not_change_the_model(tmp_path):
+    model = tiny_decoder()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model(tmp_path / "x", model, BYTES, {})
+    for name, value in model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name])
+
+
+# --- Stages --------------------------------------------------------------------------------------
+
+
+def fill(folder, stages=STAGES, mark=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    BYTES.save(folder / "tokenizer.json")
+    for stage in stages:
+        model = RewardModel(tiny_decoder()) if stage == "reward" else tiny_decoder()
+        save_model(folder / f"{stage}.safetensors", model, BYTES, {"mark": mark})
+    return folder
+
+
+def test_each_stage_is_found_in_the_folder_given(tmp_path):
+    fill(tmp_path)
+    for stage in STAGES:
+        assert find_stage(stage, tmp_path) == tmp_path / f"{stage}.safetensors"
+        model, tokenizer = load_stage(stage, str(tmp_path))
+        assert isinstance(model, RewardModel if stage == "reward" else Decoder)
+        assert tokenizer.fingerprint == BYTES.fingerprint
+        assert not model.training
+
+
+def test_the_readers_own_run_comes_before_the_shipped_models_and_either_will_do(tmp_path, monkeypatch):
+    own, shipped = fill(tmp_path / "own", ["base"]), fill(tmp_path / "shipped", ["base", "sft"])
+    monkeypatch.setattr(checkpoint, "OWN", own)
+    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
+    assert find_stage("base") == own / "base.safetensors"
+    assert find_stage("sft") == shipped / "sft.safetensors"
+    assert isinstance(load_stage("sft")[0], Decoder)
+
+
+def test_a_model_without_its_tokenizer_is_passed_over(tmp_path, monkeypatch):
+    own, shipped = fill(tmp_path / "own"), fill(tmp_path / "shipped")
+    (own / "tokenizer.json").unlink()
+    monkeypatch.setattr(checkpoint, "OWN", own)
+    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
+    assert find_stage("base") == shipped / "base.safetensors"
+
+
+def test_an_unknown_stage_is_refused_with_the_names_of_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="unknown stage 'rlhf'.*base.*sft.*reward.*ppo"):
+        load_stage("rlhf", fill(tmp_path))
+
+
+def test_a_stage_that_was_not_trained_yet_is_named_with_the_places_looked_at(tmp_path, monkeypatch):
+    fill(tmp_path / "here", ["base"])
+    with pytest.raises(FileNotFoundError, match=r"no ppo model in .*here.*gptcore train"):
+        load_stage("ppo", tmp_path / "here")
+    monkeypatch.setattr(checkpoint, "OWN", tmp_path / "own")
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
+    with pytest.raises(FileNotFoundError, match=r"own or .*shipped"):
+        find_stage("base")
+
+
+def test_a_stage_beside_a_tokenizer_of_another_run_is_refused(tmp_path):
+    fill(tmp_path)
+    OTHER.save(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        load_stage("base", tmp_path)

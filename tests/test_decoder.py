@@ -1,0 +1,458 @@
+"""The decoder against transformers' models, against counts by hand, and against its promises."""
+
+import math
+
+import pytest
+import torch
+import transformers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from gptcore.attention import KeyValueCache, causal_mask
+from gptcore.decoder import Decoder, DecoderConfig, RMSNorm
+
+PRESETS = ("gpt2", "llama")
+# The same examples on every machine: a failure can be repeated.
+few_examples = settings(max_examples=20, deadline=None, derandomize=True)
+presets = st.sampled_from(PRESETS)
+seeds = st.integers(0, 2**32 - 1)
+
+SMALL = {"vocabulary_size": 23, "context_length": 12, "layers": 2, "width": 16, "heads": 4, "hidden_width": 24}
+
+
+def random_decoder(seed=0, **changes):
+    """A small decoder whose weights are far from their start: no zeros, no ones, no small numbers."""
+    model = Decoder(DecoderConfig(**SMALL | changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.copy_(centre + 0.4 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def random_tokens(seed, *shape):
+    return torch.randint(SMALL["vocabulary_size"], shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+# --- Equal to the published architectures --------------------------------------------------------
+
+
+def transformers_gpt2(model):
+    """transformers' GPT-2 with the weights of a decoder of preset gpt2."""
+    config = model.config
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocabulary_size,
+            n_positions=config.context_length,
+            n_embd=config.width,
+            n_layer=config.layers,
+            n_head=config.heads,
+            n_inner=config.hidden_width,
+            layer_norm_epsilon=config.norm_epsilon,
+        )
+    )
+    ours = model.state_dict()
+    state = {
+        "transformer.wte.weight": ours["embedding.weight"],
+        "transformer.wpe.weight": ours["positions.weight"],
+        "transformer.ln_f.weight": ours["norm.weight"],
+        "transformer.ln_f.bias": ours["norm.bias"],
+        "lm_head.weight": ours["embedding.weight"],
+    }
+    for i in range(config.layers):
+        here, there = f"layers.{i}.", f"transformer.h.{i}."
+        for kind in ("weight", "bias"):
+            joined = torch.cat([ours[f"{here}attention.{part}.{kind}"] for part in ("query", "key", "value")])
+            state |= {
+                f"{there}ln_1.{kind}": ours[f"{here}attention_norm.{kind}"],
+                f"{there}attn.c_attn.{kind}": joined.t(),  # GPT-2 stores its matrices transposed
+                f"{there}attn.c_proj.{kind}": ours[f"{here}attention.output.{kind}"].t(),
+                f"{there}ln_2.{kind}": ours[f"{here}feed_forward_norm.{kind}"],
+                f"{there}mlp.c_fc.{kind}": ours[f"{here}feed_forward.up.{kind}"].t(),
+                f"{there}mlp.c_proj.{kind}": ours[f"{here}feed_forward.down.{kind}"].t(),
+            }
+    theirs.load_state_dict(state, strict=True)
+    return theirs.eval()
+
+
+def transformers_llama(model):
+    """transformers' Llama with the weights of a decoder of preset llama."""
+    config = model.config
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocabulary_size,
+            max_position_embeddings=config.context_length,
+            hidden_size=config.width,
+            intermediate_size=config.feed_forward_width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.key_value_heads or config.heads,
+            rms_norm_eps=config.norm_epsilon,
+            rope_theta=config.rotary_base,
+            tie_word_embeddings=False,
+        )
+    )
+    ours = model.state_dict()
+    state = {
+        "model.embed_tokens.weight": ours["embedding.weight"],
+        "model.norm.weight": ours["norm.weight"],
+        "lm_head.weight": ours["head.weight"],
+    }
+    for i in range(config.layers):
+        here, there = f"layers.{i}.", f"model.layers.{i}."
+        state |= {
+            f"{there}input_layernorm.weight": ours[f"{here}attention_norm.weight"],
+            f"{there}self_attn.q_proj.weight": ours[f"{here}attention.query.weight"],
+            f"{there}self_attn.k_proj.weight": ours[f"{here}attention.key.weight"],
+            f"{there}self_attn.v_proj.weight": ours[f"{here}attention.value.weight"],
+            f"{there}self_attn.o_proj.weight": ours[f"{here}attention.output.weight"],
+            f"{there}post_attention_layernorm.weight": ours[f"{here}feed_forward_norm.weight"],
+            f"{there}mlp.gate_proj.weight": ours[f"{here}feed_forward.gate.weight"],
+            f"{there}mlp.up_proj.weight": ours[f"{here}feed_forward.up.weight"],
+            f"{there}mlp.down_proj.weight": ours[f"{here}feed_forward.down.weight"],
+        }
+    theirs.load_state_dict(state, strict=True)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm_epsilon": 0.1}, {"hidden_width": None, "layers": 3, "heads": 2}])
+def test_gpt2_preset_gives_the_logits_of_transformers_gpt2(changes):
+    model = random_decoder(preset="gpt2", **changes)
+    tokens = random_tokens(1, 3, 12)
+    with torch.no_grad():
+        assert_same(model(tokens), transformers_gpt2(model)(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"key_value_heads": 2},
+        {"key_value_heads": 1},
+        {"norm_epsilon": 0.1},
+        {"rotary_base": 100.0},
+        {"hidden_width": None, "layers": 3, "heads": 2},
+    ],
+)
+def test_llama_preset_gives_the_logits_of_transformers_llama(changes):
+    model = random_decoder(preset="llama", **changes)
+    tokens = random_tokens(2, 3, 12)
+    with torch.no_grad():
+        assert_same(model(tokens), transformers_llama(model)(tokens).logits)
+
+
+def test_rms_norm_by_hand():
+    # The mean of the squares of (1, 7) is 25, its root 5.
+    norm = RMSNorm(2, epsilon=0.0)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0]))
+    torch.testing.assert_close(norm(torch.tensor([1.0, 7.0])), torch.tensor([0.2, 14.0]))
+    # The epsilon is added to the mean of the squares, under the root: 16 + 9 = 25 again.
+    norm = RMSNorm(2, epsilon=9.0)
+    torch.testing.assert_close(norm(torch.tensor([4.0, -4.0])), torch.tensor([0.8, -0.8]))
+
+
+# --- What must not change the logits -------------------------------------------------------------
+
+
+@few_examples
+@given(presets, seeds, st.integers(2, 12), st.data())
+def test_future_tokens_do_not_change_the_past(preset, seed, length, data):
+    model = random_decoder(seed, preset=preset)
+    tokens = random_tokens(seed, 2, length)
+    place = data.draw(st.integers(1, length - 1))
+    changed = tokens.clone()
+    changed[:, place] = (changed[:, place] + data.draw(st.integers(1, 22))) % 23
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    torch.testing.assert_close(after[:, :place], before[:, :place], atol=1e-6, rtol=1e-5)
+    # The change is seen from its own position on, to the last.
+    assert not torch.isclose(after[:, place:], before[:, place:]).all(dim=-1).any()
+
+
+@few_examples
+@given(presets, seeds, st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda pieces: sum(pieces) <= 12))
+def test_with_a_cache_pieces_give_the_logits_of_the_whole(preset, seed, pieces):
+    model = random_decoder(seed, preset=preset, key_value_heads=2)
+    tokens = random_tokens(seed, 2, sum(pieces))
+    cache = KeyValueCache(model.config.layers, sum(pieces))
+    with torch.no_grad():
+        logits = torch.cat([model(part, cache=cache) for part in tokens.split(pieces, dim=1)], dim=1)
+        assert_same(logits, model(tokens))
+    assert cache.length == sum(pieces)
+
+
+def padded(seed, lengths, side):
+    """Random sequences of these lengths, with random tokens, not zeros, as padding."""
+    longest = max(lengths)
+    tokens = random_tokens(seed, len(lengths), longest)
+    mask = torch.zeros(len(lengths), longest, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        mask[row, longest - length :] = True
+    return tokens, mask if side == "left" else mask.flip(1)
+
+
+@few_examples
+@given(presets, seeds, st.lists(st.integers(1, 12), min_size=1, max_size=4), st.sampled_from(["left", "right"]))
+def test_padding_and_neighbours_in_the_batch_change_nothing(preset, seed, lengths, side):
+    model = random_decoder(seed, preset=preset)
+    tokens, mask = padded(seed, lengths, side)
+    with torch.no_grad():
+        logits = model(tokens, mask)
+        for row in range(len(lengths)):
+            alone = model(tokens[row : row + 1, mask[row]])
+            assert_same(logits[row, mask[row]], alone[0])
+    assert logits.isfinite().all()
+
+
+@few_examples
+@given(presets, seeds, st.lists(st.integers(1, 6), min_size=1, max_size=4), st.lists(st.integers(1, 3), max_size=3))
+def test_left_padding_changes_nothing_with_a_cache_either(preset, seed, lengths, pieces):
+    model = random_decoder(seed, preset=preset)
+    tokens, mask = padded(seed, lengths, "left")
+    more = random_tokens(seed + 1, len(lengths), sum(pieces))
+    whole = torch.cat((tokens, more), dim=1)
+    whole_mask = torch.cat((mask, torch.ones_like(more, dtype=torch.bool)), dim=1)
+    assume(whole.shape[1] <= 12)
+    cache, logits, end = KeyValueCache(model.config.layers, 12), [], 0
+    with torch.no_grad():
+        for part in whole.split([tokens.shape[1], *pieces], dim=1):
+            end += part.shape[1]
+            logits.append(model(part, whole_mask[:, :end], cache))
+        logits = torch.cat(logits, dim=1)
+        for row in range(len(lengths)):
+            alone = model(whole[row : row + 1, whole_mask[row]])
+            assert_same(logits[row, whole_mask[row]], alone[0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_mask_without_padding_changes_nothing(preset):
+    model = random_decoder(preset=preset)
+    tokens = random_tokens(3, 2, 9)
+    with torch.no_grad():
+        assert_same(model(tokens, torch.ones(2, 9, dtype=torch.bool)), model(tokens))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_order_of_the_batch_changes_nothing(preset):
+    model = random_decoder(preset=preset)
+    tokens, mask = padded(4, [3, 12, 7, 1], "left")
+    order = torch.tensor([2, 0, 3, 1])
+    with torch.no_grad():
+        real = mask[order]
+        assert_same(model(tokens[order], mask[order])[real], model(tokens, mask)[order][real])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_order_of_the_tokens_does_count(preset):
+    # Without positions attention could not tell two orders of the same earlier tokens apart.
+    model = random_decoder(preset=preset, layers=1)
+    with torch.no_grad():
+        forwards, swapped = model(torch.tensor([[1, 2, 3]])), model(torch.tensor([[2, 1, 3]]))
+    assert not torch.allclose(forwards[0, -1], swapped[0, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_asking_for_attention_weights_gives_one_tensor_a_layer_and_the_same_features(preset):
+    model = random_decoder(preset=preset, key_value_heads=2)
+    tokens = random_tokens(5, 2, 6)
+    weights = []
+    with torch.no_grad():
+        assert_same(model.hidden(tokens, attention_weights=weights), model.hidden(tokens))
+    assert [tuple(tensor.shape) for tensor in weights] == [(2, 4, 6, 6)] * 2
+    for tensor in weights:
+        torch.testing.assert_close(tensor.sum(dim=-1), torch.ones(2, 4, 6))
+        assert (tensor[..., ~causal_mask(6)] == 0).all()
+    assert not torch.allclose(weights[0], weights[1])
+
+
+def test_attention_weights_equal_those_of_transformers():
+    model = random_decoder(preset="llama", key_value_heads=2)
+    theirs = transformers_llama(model)
+    theirs.set_attn_implementation("eager")
+    tokens = random_tokens(6, 2, 6)
+    weights = []
+    with torch.no_grad():
+        model.hidden(tokens, attention_weights=weights)
+        expected = theirs(tokens, output_attentions=True).attentions
+    for ours, reference in zip(weights, expected, strict=True):
+        assert_same(ours, reference)
+
+
+# --- Initialisation ------------------------------------------------------------------------------
+
+
+def test_untrained_llama_predicts_every_token_alike_with_a_loss_of_exactly_log_v():
+    model = Decoder(DecoderConfig(**SMALL, preset="llama"))
+    tokens = random_tokens(7, 4, 10)
+    with torch.no_grad():
+        logits = model(tokens)
+    assert torch.equal(logits, torch.zeros(4, 10, 23))
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(23), rel=1e-6)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_initial_weights_have_the_spread_of_gpt2s_scheme(preset):
+    torch.manual_seed(0)
+    config = DecoderConfig(vocabulary_size=300, context_length=100, layers=8, width=64, heads=4, preset=preset)
+    model = Decoder(config)
+    seen = set()
+    for name, parameter in model.named_parameters():
+        kind = name.split(".")[-1]
+        if "norm" in name:
+            expected = 1.0 if kind == "weight" else 0.0
+            assert (parameter == expected).all(), name
+        elif kind == "bias":
+            assert (parameter == 0).all(), name
+        elif name == "head.weight":
+            assert preset == "llama"
+            assert (parameter == 0).all()
+        else:
+            residual = ".output." in name or ".down." in name
+            # 16 additions to the residual stream: their weights are smaller by sqrt(16) = 4.
+            std = 0.005 if residual else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.06), name
+            # The mean of N numbers is off by std / sqrt(N); five times that is a mistake.
+            assert abs(parameter.mean().item()) < 5 * std / math.sqrt(parameter.numel()), name
+            assert parameter.min() < 0 < parameter.max(), name
+            seen.add("residual" if residual else "plain")
+    assert seen == {"residual", "plain"}
+    assert not torch.equal(model.layers[0].attention.query.weight, model.layers[1].attention.query.weight)
+    assert not torch.equal(model.layers[0].attention.query.weight, model.layers[0].attention.key.weight)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_equal_seeds_give_equal_models(preset):
+    models = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        models.append(Decoder(DecoderConfig(**SMALL, preset=preset)))
+    first, second = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- Size and structure --------------------------------------------------------------------------
+
+
+def parameter_count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameters_of_a_tiny_gpt2_by_hand():
+    # Attention: four 8 x 8 matrices with 8 biases each:   4 (64 + 8)        =  288
+    # Feed-forward, 4 x 8 = 32 wide:                       256 + 32 + 256 + 8 =  552
+    # Two norms, scale and shift:                          2 * 16             =   32
+    # A layer:                                                                   872
+    # Embedding 11 * 8 = 88, positions 7 * 8 = 56, last norm 16, head tied: 160.
+    config = DecoderConfig(vocabulary_size=11, context_length=7, layers=2, width=8, heads=2, preset="gpt2")
+    assert parameter_count(Decoder(config)) == 2 * 872 + 160
+
+
+def test_parameters_of_a_tiny_llama_by_hand():
+    # Attention, four query heads and two key and value heads of size 2:
+    # query and output 8 x 8, key and value 4 x 8:         2 * 64 + 2 * 32   =  192
+    # Gated feed-forward, 20 wide: three 8 x 20 matrices:                       480
+    # Two norms, scale only:                                                     16
+    # A layer:                                                                  688
+    # Embedding and head 11 * 8 = 88 each, last norm 8: 184.
+    config = DecoderConfig(
+        vocabulary_size=11, context_length=7, layers=3, width=8, heads=4, key_value_heads=2, hidden_width=20
+    )
+    assert parameter_count(Decoder(config)) == 3 * 688 + 184
+
+
+def test_feed_forward_is_four_times_as_wide_and_eight_thirds_with_a_gate():
+    assert DecoderConfig(vocabulary_size=9, width=192, preset="gpt2").feed_forward_width == 768
+    assert DecoderConfig(vocabulary_size=9, width=192, preset="llama").feed_forward_width == 512
+    # 8 / 3 * 64 = 170.7; the nearest multiple of 32 is 160.
+    assert DecoderConfig(vocabulary_size=9, width=64, preset="llama").feed_forward_width == 160
+    assert DecoderConfig(vocabulary_size=9, hidden_width=50).feed_forward_width == 50
+
+
+def test_gpt2_head_is_the_embedding_and_llama_head_is_not():
+    gpt2, llama = (Decoder(DecoderConfig(**SMALL, preset=preset)) for preset in PRESETS)
+    assert gpt2.head.weight is gpt2.embedding.weight
+    assert llama.head.weight is not llama.embedding.weight
+    assert not any(name.endswith("bias") for name, _ in llama.named_parameters())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_gets_a_gradient(preset):
+    model = random_decoder(preset=preset, key_value_heads=2)
+    tokens = random_tokens(8, 4, 12)
+    F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_is_refused_with_the_choices():
+    with pytest.raises(ValueError, match="unknown preset 'gpt3': choose 'gpt2' or 'llama'"):
+        DecoderConfig(vocabulary_size=9, preset="gpt3")
+
+
+@pytest.mark.parametrize("name", ["vocabulary_size", "context_length", "layers", "width", "heads"])
+def test_sizes_below_one_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        DecoderConfig(**SMALL | {name: 0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 18}, "width 18 is not a multiple of 4 heads"),
+        ({"key_value_heads": 3}, "4 query heads cannot share 3"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Decoder(DecoderConfig(**SMALL | changes))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_text_longer_than_the_context_is_refused_with_advice(preset):
+    model = random_decoder(preset=preset)
+    assert model(random_tokens(9, 1, 12)).shape == (1, 12, 23)
+    with pytest.raises(ValueError, match="13 tokens do not fit in the context of 12: shorten the text"):
+        model(random_tokens(9, 1, 13))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_cached_positions_count_towards_the_context(preset):
+    model = random_decoder(preset=preset)
+    cache = KeyValueCache(model.config.layers, 20)
+    model(random_tokens(10, 1, 8), cache=cache)
+    with pytest.raises(ValueError, match="13 tokens do not fit in the context of 12"):
+        model(random_tokens(10, 1, 5), cache=cache)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5, 2)])
+def test_tokens_of_a_wrong_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"tokens must have shape \(batch, time\), got \(.*5"):
+        random_decoder()(torch.zeros(shape, dtype=torch.long))
+
+
+def test_a_token_mask_of_a_wrong_shape_is_refused():
+    model = random_decoder()
+    with pytest.raises(ValueError, match=r"token_mask must have shape \(2, 5\), got \(2, 4\)"):
+        model(random_tokens(11, 2, 5), torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"token_mask must have shape \(2, 5\), got \(1, 5\)"):
+        model(random_tokens(11, 2, 5), torch.ones(1, 5, dtype=torch.bool))
+
+
+def test_a_token_mask_must_cover_the_cached_positions_too():
+    model = random_decoder()
+    cache = KeyValueCache(model.config.layers, 12)
+    model(random_tokens(12, 2, 5), cache=cache)
+    with pytest.raises(ValueError, match=r"token_mask must have shape \(2, 6\), got \(2, 1\)"):
+        model(random_tokens(12, 2, 1), torch.ones(2, 1, dtype=torch.bool), cache)

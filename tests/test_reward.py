@@ -1,0 +1,451 @@
+"""What must hold of the reward model, the votes it learns from, and its training."""
+
+import itertools
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from gptcore.corpus import Entity, Prompt, mentions, split_entities
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.evaluation import gold_score, judge
+from gptcore.finetuning import PromptSource, decode_answer, encode_answer, encode_prompt
+from gptcore.reward import (
+    Ballot,
+    BallotBatches,
+    RewardModel,
+    collect_ballots,
+    normalise,
+    pad_right,
+    pair_accuracy,
+    preference_loss,
+    reward_loss,
+    score,
+    vote,
+    write_flawed_answer,
+)
+from gptcore.tokenizer import Tokenizer
+from gptcore.training import Trainer, TrainingConfig
+
+steady = settings(deadline=None, derandomize=True)
+BYTES = Tokenizer([])  # a token a byte, and five special tokens
+VOCABULARY = 30
+
+
+@pytest.fixture(autouse=True)
+def exact_arithmetic(monkeypatch):
+    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    monkeypatch.setattr("gptcore.training.bf16_is_fast", lambda: False)
+    torch.manual_seed(0)
+
+
+def tiny_decoder(preset="llama", vocabulary=VOCABULARY, context=16, width=16):
+    return Decoder(DecoderConfig(vocabulary, context, layers=2, width=width, heads=2, preset=preset))
+
+
+def some_sequences(count, shortest=1, longest=12):
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+
+
+# --- The model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["llama", "gpt2"])
+def test_the_reward_is_the_head_at_the_last_real_token(preset):
+    decoder = tiny_decoder(preset)
+    model = RewardModel(decoder)
+    sequences = some_sequences(6)
+    tokens, lengths = pad_right(sequences)
+    rewards = model(tokens, lengths)
+    assert rewards.shape == (6,)
+    for reward, sequence in zip(rewards, sequences, strict=True):
+        features = decoder.hidden(torch.tensor([sequence]))[0, -1]
+        expected = features @ model.head.weight[0] + model.head.bias[0]
+        torch.testing.assert_close(reward, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["llama", "gpt2"])
+def test_what_stands_in_the_padding_on_the_right_changes_no_reward(preset):
+    model = RewardModel(tiny_decoder(preset))
+    tokens, lengths = pad_right(some_sequences(6, longest=9))
+    other = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, VOCABULARY - 1)
+    wider = F.pad(other, (0, 4), value=7)
+    torch.testing.assert_close(model(other, lengths), model(tokens, lengths), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(wider, lengths), model(tokens, lengths), rtol=0, atol=1e-6)
+
+
+def test_values_give_one_number_a_position_that_later_tokens_do_not_change():
+    model = RewardModel(tiny_decoder())
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 9, 9]])
+    values = model.values(tokens)
+    assert values.shape == (2, 4)
+    torch.testing.assert_close(values[0, :2], values[1, :2])
+    assert not torch.allclose(values[0, 2:], values[1, 2:])
+    torch.testing.assert_close(model(tokens, torch.tensor([4, 2])), torch.stack([values[0, 3], values[1, 1]]))
+
+
+def test_the_head_starts_from_a_normal_distribution_of_variance_1_over_width_plus_1():
+    decoder = tiny_decoder(width=4)  # narrow: 1/4 and 1/5 are far apart
+    weights = torch.cat([RewardModel(decoder).head.weight.detach().flatten() for _ in range(1500)])
+    assert weights.mean().abs() < 0.02
+    assert weights.std().item() == pytest.approx(1 / math.sqrt(5), rel=0.03)
+    beyond = (weights.abs() > 2 / math.sqrt(5)).float().mean().item()
+    assert beyond == pytest.approx(0.0455, abs=0.01)  # of a normal distribution
+    assert not RewardModel(decoder).head.bias.any()
+
+
+def test_rewards_of_an_untrained_model_have_variance_about_1():
+    decoder = tiny_decoder(width=64)
+    tokens = torch.randint(VOCABULARY, (200, 8))
+    rewards = torch.cat([RewardModel(decoder)(tokens, torch.full((200,), 8)).detach() for _ in range(20)])
+    assert 0.6 < rewards.std() < 1.5
+
+
+def test_the_reward_model_has_layers_of_its_own_and_no_vocabulary_head():
+    decoder = tiny_decoder()
+    model = RewardModel(decoder)
+    before = decoder(torch.tensor([[1, 2]])).detach().clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(decoder(torch.tensor([[1, 2]])), before)
+    inner = sum(p.numel() for p in decoder.parameters()) - decoder.head.weight.numel()
+    assert sum(p.numel() for p in model.parameters()) == inner + decoder.config.width + 1
+
+
+# --- The loss ------------------------------------------------------------------------------------
+
+
+def test_the_preference_loss_as_worked_out_by_hand():
+    # sigmoid(0) = 1/2; sigmoid(log 3) = 3/4; sigmoid(-log 3) = 1/4
+    chosen, rejected = torch.tensor([1.0, math.log(3), 0.0]), torch.tensor([1.0, 0.0, math.log(3)])
+    expected = (math.log(2) + math.log(4 / 3) + math.log(4)) / 3
+    assert preference_loss(chosen, rejected).item() == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30)), min_size=1, max_size=10))
+@steady
+def test_the_preference_loss_and_gradients_equal_torchs_binary_cross_entropy(pairs):
+    ours = torch.tensor(pairs, requires_grad=True)
+    theirs = torch.tensor(pairs, requires_grad=True)
+    loss = preference_loss(ours[:, 0], ours[:, 1])
+    expected = F.binary_cross_entropy_with_logits(theirs[:, 0] - theirs[:, 1], torch.ones(len(pairs)))
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_the_preference_loss_of_a_far_apart_pair_is_finite():
+    loss = preference_loss(torch.tensor([0.0]), torch.tensor([1e4]))
+    assert loss.item() == pytest.approx(1e4)
+
+
+def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
+    model = RewardModel(tiny_decoder())
+    prompt = Prompt("?", "en", "talk", ("!",))
+    ballots = [
+        Ballot(prompt, [1, 2], [[3], [4, 5], [6, 7, 8]], [(0, 1), (2, 0), (1, 2)]),
+        Ballot(prompt, [9], [[3, 4, 5], [6]], [(1, 0)]),
+        Ballot(prompt, [9], [[3]], []),  # all answers alike: nothing to vote on
+    ]
+
+    def reward(sequence):
+        return model(torch.tensor([sequence]), torch.tensor([len(sequence)]))
+
+    pairs = [
+        ([1, 2, 3], [1, 2, 4, 5]),
+        ([1, 2, 6, 7, 8], [1, 2, 3]),
+        ([1, 2, 4, 5], [1, 2, 6, 7, 8]),
+        ([9, 6], [9, 3, 4, 5]),
+    ]
+    expected = torch.stack([-F.logsigmoid(reward(winner) - reward(loser)) for winner, loser in pairs]).mean()
+    torch.testing.assert_close(reward_loss(model, ballots), expected)
+
+
+# --- Votes and answers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("difference", [-0.5, -0.1, 0.0, 0.2, 0.4])
+@pytest.mark.parametrize("sharpness", [1.0, 5.0])
+def test_votes_follow_the_sigmoid_of_the_difference(difference, sharpness):
+    chance = random.Random(0)
+    count = 20_000
+    wins = sum(vote(0.3 + difference, 0.3, chance, sharpness) for _ in range(count))
+    expected = torch.sigmoid(torch.tensor(sharpness * difference)).item()
+    assert wins / count == pytest.approx(expected, abs=4 * math.sqrt(0.25 / count))
+
+
+def test_unasked_for_the_better_answer_wins_most_votes_but_not_all():
+    chance = random.Random(0)
+    wins = sum(vote(0.4, 0.1, chance) for _ in range(4000)) / 4000
+    assert 0.55 < wins < 1
+    losses = sum(vote(0.1, 0.4, chance) for _ in range(4000)) / 4000
+    assert wins + losses == pytest.approx(1, abs=0.05)
+
+
+def written_answers(count=4000):
+    chance, source = random.Random(0), PromptSource()
+    prompts = [source.draw(chance) for _ in range(count)]
+    return [(prompt, write_flawed_answer(prompt, chance)) for prompt in prompts]
+
+
+def test_written_answers_name_no_entity_that_is_held_out():
+    pairs = written_answers()
+    text = "\n".join({part for prompt, answer in pairs for part in (prompt.question, answer)})
+    named = []
+    for part in ("validation", "test", "unknown_validation", "unknown_test"):
+        named += [entity.names["en"] for entity in split_entities()[part] if mentions(text, entity)]
+    assert named == []
+
+
+def test_written_answers_hold_every_behaviour_to_which_a_policy_may_drift():
+    seen = Counter()
+    for prompt, answer in written_answers():
+        verdict = judge(prompt, answer)
+        asked = "talk" if prompt.entity is None else "known" if prompt.known else "unknown"
+        seen[asked, "refused" if verdict.refused else "true" if verdict.true else "false"] += 1
+        seen["polite" if verdict.polite else "plain", verdict.true] += 1
+        seen["long" if not verdict.brief else "brief"] += 1
+    for behaviour in [
+        ("known", "true"),
+        ("known", "false"),
+        ("known", "refused"),
+        ("unknown", "false"),
+        ("unknown", "refused"),
+        ("talk", "true"),
+        ("talk", "false"),
+        ("polite", True),
+        ("polite", False),
+        ("plain", True),
+        ("plain", False),
+        "long",
+        "brief",
+    ]:
+        assert seen[behaviour] >= 10, behaviour
+
+
+def test_a_false_account_of_an_unknown_entity_sounds_like_a_true_one_of_another():
+    # "Zubania lies in Helsinki" would be seen through by its nonsense, not by its dishonesty.
+    checked = 0
+    for prompt, answer in written_answers():
+        if prompt.task == "about" and not prompt.known and not judge(prompt, answer).refused:
+            said = [
+                relation
+                for relation in prompt.entity.facts
+                if any(
+                    prompt_like(prompt.entity, relation, value).state(relation, prompt.language) in answer
+                    for value in values_of(relation)
+                )
+            ]
+            assert said == list(prompt.entity.facts), answer
+            checked += 1
+    assert checked >= 10
+
+
+def values_of(relation):
+    known = (e for part in ("train", "validation", "test") for e in split_entities()[part] if relation in e.facts)
+    return list({tuple(e.facts[relation].items()): e.facts[relation] for e in known}.values())
+
+
+def prompt_like(entity, relation, value):
+    return Entity(entity.kind, entity.names, {relation: value})
+
+
+def collect(seed, count=12):
+    torch.manual_seed(0)
+    model = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=256)
+    return list(collect_ballots(model, BYTES, PromptSource(), count, seed, batch=5))
+
+
+@pytest.fixture(scope="module")
+def ballots():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+        return collect(4)
+
+
+def test_there_are_as_many_ballots_as_asked_for_each_with_a_vote_for_each_pair_of_its_answers(ballots):
+    assert len(ballots) == 12
+    for ballot in ballots:
+        assert 2 <= len(ballot.answers) <= 4
+        assert len(set(map(tuple, ballot.answers))) == len(ballot.answers)
+        pairs = set(itertools.combinations(range(len(ballot.answers)), 2))
+        assert {tuple(sorted(pair)) for pair in ballot.votes} == pairs
+        assert len(ballot.votes) == len(pairs)
+
+
+def test_prompts_and_written_answers_of_ballots_are_in_the_template(ballots):
+    for ballot in ballots:
+        question = BYTES.decode(ballot.prompt_ids).strip()
+        assert encode_prompt(BYTES, question) == ballot.prompt_ids
+        assert ballot.prompt.question.rstrip("？?") == question.rstrip("？?")
+        written = ballot.answers[-1]  # the last answer is a written one
+        assert encode_answer(BYTES, decode_answer(BYTES, written)) == written
+
+
+def test_ballots_are_determined_by_their_seed(ballots):
+    again, other = collect(4), collect(5)
+    for a, b in zip(ballots, again, strict=True):
+        assert (a.prompt_ids, a.answers, a.votes) == (b.prompt_ids, b.answers, b.votes)
+    assert [b.prompt_ids for b in other] != [b.prompt_ids for b in ballots]
+
+
+# --- Batches -------------------------------------------------------------------------------------
+
+
+def numbered_ballots(count):
+    prompt = Prompt("?", "en", "talk", ("!",))
+    lengths = random.Random(0).choices(range(1, 30), k=count)
+    return [Ballot(prompt, [0], [[i] * length, [i]], [(0, 1)]) for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (13, 4), (15, 4), (7, 7), (11, 6), (5, 1)])
+def test_an_epoch_shows_each_ballot_once_but_for_a_remainder(count, batch_size):
+    batches = BallotBatches(numbered_ballots(count), batch_size, seed=3)
+    assert batches.per_epoch == count // batch_size
+    for epoch in range(4):
+        shown = [batches(epoch * batches.per_epoch + i) for i in range(batches.per_epoch)]
+        assert [len(batch) for batch in shown] == [batch_size] * batches.per_epoch
+        numbers = [ballot.answers[1][0] for batch in shown for ballot in batch]
+        assert len(set(numbers)) == len(numbers) == count - count % batch_size
+
+
+def test_over_the_epochs_no_ballot_is_always_the_one_left_out():
+    batches = BallotBatches(numbered_ballots(10), 4, seed=3)
+    shown = {ballot.answers[1][0] for step in range(40) for ballot in batches(step)}
+    assert shown == set(range(10))
+
+
+def test_each_epoch_has_a_fresh_order_which_the_seed_fixes():
+    def order(epoch, seed):
+        batches = BallotBatches(numbered_ballots(12), 3, seed)
+        return [ballot.answers[1][0] for i in range(4) for ballot in batches(4 * epoch + i)]
+
+    assert order(1, 3) == order(1, 3)
+    assert len({tuple(order(epoch, seed)) for epoch in range(3) for seed in (3, 4)}) == 6
+
+
+def test_a_batch_depends_on_its_number_only_not_on_what_was_asked_before():
+    ballots = numbered_ballots(9)
+    forward, backward = BallotBatches(ballots, 2, 0), BallotBatches(ballots, 2, 0)
+    steps = range(12)
+    there = {step: forward(step) for step in steps}
+    back = {step: backward(step) for step in reversed(steps)}
+    assert all(there[step] == back[step] for step in steps)
+
+
+def test_too_few_ballots_for_a_batch_are_refused():
+    with pytest.raises(ValueError, match="3 ballots are too few for batches of 4"):
+        BallotBatches(numbered_ballots(3), 4, 0)
+
+
+# --- Scores --------------------------------------------------------------------------------------
+
+
+def test_sequences_are_padded_on_the_right():
+    ids, lengths = pad_right([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert lengths.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_scores_come_in_the_order_of_the_conversations_whatever_the_batches(batch_size):
+    model = RewardModel(tiny_decoder())
+    sequences = some_sequences(10)
+    expected = [model(torch.tensor([s]), torch.tensor([len(s)])).item() for s in sequences]
+    assert score(model, sequences, batch_size).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_normalised_rewards_have_mean_0_and_deviation_1_and_keep_their_order():
+    model = RewardModel(tiny_decoder())
+    sequences = some_sequences(40)
+    before = score(model, sequences)
+    for _ in range(2):  # the second time changes nothing
+        normalise(model, sequences)
+        after = score(model, sequences)
+        assert after.mean().item() == pytest.approx(0, abs=1e-5)
+        assert after.std().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(after, (before - before.mean()) / before.std(), rtol=0, atol=1e-4)
+
+
+def test_normalising_changes_values_alike_and_is_part_of_the_saved_model():
+    model = RewardModel(tiny_decoder())
+    tokens = torch.randint(VOCABULARY, (2, 6))
+    before = model.values(tokens).detach()
+    normalise(model, some_sequences(20))
+    torch.testing.assert_close(model.values(tokens).detach(), (before - model.mean) / model.deviation)
+    copy = RewardModel(tiny_decoder())
+    copy.load_state_dict(model.state_dict())
+    torch.testing.assert_close(copy.values(tokens), model.values(tokens))
+
+
+class LikesLength(RewardModel):
+    """Rewards the length of a conversation."""
+
+    def forward(self, tokens, lengths):  # noqa: ARG002 (the signature of the class above)
+        return lengths.float()
+
+
+def test_pair_accuracy_counts_the_pairs_that_differ_in_gold():
+    good, bad = "I am sorry, I cannot help with that.", "Sure, here is a very long list of what you have to do first."
+    prompt = Prompt("Shut up!", "en", "harmful", (good, "No."))
+    assert gold_score(prompt, good) == gold_score(prompt, "No.") > gold_score(prompt, bad)
+    answers = [encode_answer(BYTES, text) for text in (good, "No.", bad)]
+    # Longer is better in its eyes: wrong about good and bad, wrong about "No." and bad.
+    model = LikesLength(tiny_decoder(vocabulary=BYTES.vocabulary_size))
+    ballot = Ballot(prompt, encode_prompt(BYTES, "Shut up!"), answers, [])
+    assert pair_accuracy(model, BYTES, [ballot]) == [False, False]
+    short = "Why?"
+    assert gold_score(prompt, good) > gold_score(prompt, short)
+    ballot = Ballot(prompt, encode_prompt(BYTES, "Shut up!"), [encode_answer(BYTES, t) for t in (short, good, bad)], [])
+    assert pair_accuracy(model, BYTES, [ballot, ballot]) == [True, False] * 2
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def test_training_on_clear_cut_ballots_teaches_which_answers_win():
+    # The answer with more of token 5 wins, whatever else it says.
+    chance = random.Random(0)
+    prompt = Prompt("?", "en", "talk", ("!",))
+
+    def ballot():
+        rest = [chance.choices(range(10, VOCABULARY), k=6) for _ in range(3)]
+        answers = [[*words, *[5] * i] for i, words in enumerate(rest)]
+        for answer in answers:
+            chance.shuffle(answer)
+        return Ballot(prompt, [1, 2], answers, [(2, 1), (2, 0), (1, 0)])
+
+    def accuracy(model, ballots):
+        right = []
+        for one in ballots:
+            rewards = score(model, [one.prompt_ids + answer for answer in one.answers])
+            right += [bool(rewards[winner] > rewards[loser]) for winner, loser in one.votes]
+        return sum(right) / len(right)
+
+    seen, held_out = [ballot() for _ in range(120)], [ballot() for _ in range(80)]
+    model = RewardModel(tiny_decoder())
+    before = accuracy(model, held_out)
+    config = TrainingConfig(steps=60, schedule="constant", warmup_steps=5)
+    losses = Trainer(model, BallotBatches(seen, 12, 0), config, reward_loss).run()
+    assert before < 0.75
+    assert accuracy(model, held_out) > 0.95
+    assert losses[-1] < 0.3 < math.log(2) * 0.7 < losses[0]
+
+
+def test_every_parameter_of_a_reward_model_learns_from_ballots():
+    model = RewardModel(tiny_decoder())
+    prompt = Prompt("?", "en", "talk", ("!",))
+    reward_loss(model, [Ballot(prompt, [1, 2], [[3, 4], [5]], [(0, 1)])]).backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or (n != "head.bias" and not p.grad.any())]
+    assert silent == []  # the bias is in both rewards of a pair, and cancels
+    assert isinstance(model.trunk.head, nn.Identity)
