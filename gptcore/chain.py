@@ -41,7 +41,7 @@ from gptcore.finetuning import PromptSource, decode_answer, demonstrations, enco
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, reward_loss
-from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, Trainer, TrainingConfig, choose_device, generator_for, sample_windows
 
 # --- The recipe ----------------------------------------------------------------------------------
@@ -61,16 +61,16 @@ class Recipe:
         steps=900, matrix_rate=0.01, embedding_rate=0.001, head_rate=0.001, scalar_rate=0.001
     )
     """Fine-tuning; slow embeddings and head, or names that no conversation holds are forgotten."""
-    replayed: int = 4
-    """Windows of each fine-tuning batch that hold pretraining text, against forgetting."""
-    ballots: int = 3000
+    replayed: float = 0.4
+    """Share of pretraining documents among the conversations of fine-tuning, against forgetting."""
+    ballots: int = 4000
     """Prompts on whose answers is voted, about six comparisons each."""
-    ballot_batch_size: int = 16
+    ballot_batch_size: int = 8
     """Ballots in a batch, about four answers each."""
-    reward_epochs: int = 2
+    reward_epochs: int = 1
     """Passes over the ballots; more, and the reward model learns the votes' noise by heart."""
     reward: TrainingConfig = TrainingConfig(
-        steps=0, matrix_rate=0.005, embedding_rate=0.0005, head_rate=0.005, scalar_rate=0.001
+        steps=0, matrix_rate=0.002, embedding_rate=0.0003, head_rate=0.003, scalar_rate=0.0003
     )
     """Training of the reward model; the number of steps follows from ballots and epochs."""
     ppo: PPOConfig = PPOConfig()
@@ -96,40 +96,20 @@ def train_tokenizer(seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -
     return Tokenizer.train(map(with_leading_space, texts), vocabulary_size)
 
 
-def pretraining_batches(tokens: Tensor, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Random windows of the text, batch by number."""
+def text_batches(stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Random windows of a stream of ids and targets, batch by number."""
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        generator = generator_for(seed, 1, step)
-        return sample_windows(tokens, tokens, recipe.batch_size, recipe.decoder.context_length, generator)
+        return sample_windows(*stream, recipe.batch_size, recipe.decoder.context_length, generator_for(seed, step))
 
     return batch_at
 
 
-def finetuning_batches(
-    conversations: tuple[Tensor, Tensor], text: Tensor, recipe: Recipe, seed: int
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Windows of conversations, and some of pretraining text, batch by number."""
-
-    def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        generator = generator_for(seed, 2, step)
-        context = recipe.decoder.context_length
-        parts = [sample_windows(*conversations, recipe.batch_size - recipe.replayed, context, generator)]
-        if recipe.replayed:
-            parts.append(sample_windows(text, text, recipe.replayed, context, generator))
-        inputs, targets = zip(*parts, strict=True)
-        return torch.cat(inputs), torch.cat(targets)
-
-    return batch_at
-
-
-def conversations_as_tokens(tokenizer: Tokenizer, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Demonstrations as one stream of at least `count` ids, and their targets."""
-    source, parts, total = demonstrations(seed), [], 0
-    while total < count:
-        parts.append(pack(tokenizer, islice(source, 500)))
-        total += len(parts[-1][0])
-    return torch.cat([ids for ids, _ in parts]), torch.cat([targets for _, targets in parts])
+def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Conversations and replayed documents for that many steps; each is met about twice."""
+    count = steps * recipe.batch_size * recipe.decoder.context_length // 2
+    documents = pretraining_documents(seed + 1)
+    return pack(tokenizer, demonstrations(seed), documents, recipe.replayed, count, seed)
 
 
 # --- Scores --------------------------------------------------------------------------------------
@@ -289,9 +269,10 @@ class Chain:
     def _prepare(self, resume: bool) -> None:
         path = self.out / "report.json"
         identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": self.text and str(self.text)}
-        if path.exists():
-            if not resume:
-                raise FileExistsError(f"{self.out} already holds a run: add --resume to go on, or choose another --out")
+        started = any((self.out / f"{name}.safetensors").exists() for name in ("base", "state"))
+        if started and not resume:
+            raise FileExistsError(f"{self.out} already holds a run: add --resume to go on, or choose another --out")
+        if resume and path.exists():
             self.report = json.loads(path.read_text(encoding="utf-8"))
             for name, value in identity.items():
                 if self.report[name] != value:
@@ -299,6 +280,9 @@ class Chain:
                         f"{self.out} holds a run with {name} {self.report[name]!r}, not {value!r}: choose another --out"
                     )
             return
+        # Nothing is written before the inputs are known to be good.
+        if self.text is not None:
+            read_text(self.text)
         self.out.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.report = identity | {"stages": {}, "cores": cores, "machine": platform.processor() or platform.machine()}
@@ -333,9 +317,10 @@ class Chain:
         # What later stages use is what was saved, half precision and all.
         return load_model(path, tokenizer)[0]
 
-    def _run_resumably(self, stage: str, worker: Trainer | PPO, total: int, done: int) -> None:
+    def _run_resumably(self, stage: str, worker: Trainer | PPO, total: int) -> None:
         """Run a loop with a progress bar; go on from a saved state; save one on Ctrl-C and every half minute."""
         path = self.out / "state.safetensors"
+        done = 0
         if path.exists():
             tensors, values = load_tensors(path)
             if values["stage"] == stage:
@@ -390,30 +375,32 @@ class Chain:
         torch.manual_seed(self.seed)
         model = Decoder(replace(self.recipe.decoder, vocabulary_size=tokenizer.vocabulary_size)).to(choose_device())
         config = replace(self.recipe.pretraining, seed=self.seed)
-        trainer = Trainer(model, pretraining_batches(tokens, self.recipe, self.seed), config)
-        self._run_resumably("pretrain", trainer, config.steps, 0)
+        trainer = Trainer(model, text_batches((tokens, tokens), self.recipe, self.seed), config)
+        self._run_resumably("pretrain", trainer, config.steps)
         return model
 
     def _fine_tune(self, tokenizer: Tokenizer, base: Decoder) -> Decoder:
         config = replace(self.recipe.finetuning, seed=self.seed)
-        windows = config.steps * self.recipe.batch_size
-        conversations = conversations_as_tokens(tokenizer, self.seed, windows * self.recipe.decoder.context_length // 2)
-        text = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 1), 500_000)
+        stream = finetuning_stream(tokenizer, self.recipe, config.steps, self.seed)
         model = copy.deepcopy(base)
-        trainer = Trainer(model, finetuning_batches(conversations, text, self.recipe, self.seed), config)
-        self._run_resumably("sft", trainer, config.steps, 0)
+        trainer = Trainer(model, text_batches(stream, self.recipe, self.seed), config)
+        self._run_resumably("sft", trainer, config.steps)
         return model
 
     def _train_reward_model(self, tokenizer: Tokenizer, sft: Decoder) -> RewardModel:
         source = PromptSource("train")
         count = self.recipe.ballots
         collected = collect_ballots(sft, tokenizer, source, count, self.seed)
-        ballots = list(tqdm(collected, desc="comparisons", total=count, unit="prompt", disable=not self.progress))
+        ballots = []
+        for ballot in tqdm(collected, desc="comparisons", total=count, unit="prompt", disable=not self.progress):
+            ballots.append(ballot)
+            if self.stop_requested:  # they are soon collected anew, and come out the same
+                raise Interrupted
         batches = BallotBatches(ballots, self.recipe.ballot_batch_size, self.seed)
         config = replace(self.recipe.reward, steps=batches.per_epoch * self.recipe.reward_epochs, seed=self.seed)
         torch.manual_seed(self.seed)
-        model = RewardModel(sft).to(sft.device)
-        self._run_resumably("reward", Trainer(model, batches, config, reward_loss), config.steps, 0)
+        model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
+        self._run_resumably("reward", Trainer(model, batches, config, reward_loss), config.steps)
         samples = [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]]  # the model's own answers
         normalise(model, samples)
         return model
@@ -421,8 +408,10 @@ class Chain:
     def _reinforce(self, tokenizer: Tokenizer, sft: Decoder, reward_model: RewardModel) -> Decoder:
         policy = copy.deepcopy(sft)
         config = replace(self.recipe.ppo, seed=self.seed)
-        ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("train"), config)
-        self._run_resumably("ppo", ppo, config.iterations, 0)
+        text = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 2), 500_000)
+        replay = text_batches((text, text), replace(self.recipe, batch_size=4), self.seed)
+        ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("train"), config, replay)
+        self._run_resumably("ppo", ppo, config.iterations)
         self.report["ppo_history"] = [entry._asdict() for entry in ppo.history]
         return policy.requires_grad_(True)
 
@@ -438,9 +427,7 @@ class Chain:
         length = len(tokenizer.decode_bytes(tokens))
         self.report["scores"] = {"base_bits_per_byte": round(bits_per_byte(base, tokens, length), 4)}
 
-    def _score(
-        self, tokenizer: Tokenizer, base: Decoder, sft: Decoder, reward_model: RewardModel, ppo: Decoder
-    ) -> None:
+    def score(self, tokenizer: Tokenizer, base: Decoder, sft: Decoder, reward_model: RewardModel, ppo: Decoder) -> None:
         bar = tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress)
         self._score_base(tokenizer, base)
         shares: dict[str, Sequence[float]] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import Tokenizer
+from gptcore.tokenizer import ASSISTANT, Tokenizer
 from gptcore.training import choose_device
 
 FORMAT = "gptcore 1"
@@ -124,7 +124,7 @@ def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | Reward
     try:
         model: Decoder | RewardModel = Decoder(DecoderConfig(**values["config"]))
         if values["kind"] == "reward":
-            model = RewardModel(model)
+            model = RewardModel(model, tokenizer.special[ASSISTANT])
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit its own description ({error}): train again") from error

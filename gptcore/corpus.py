@@ -303,8 +303,9 @@ def pretraining_documents(seed: int) -> Iterator[str]:
     while True:
         documents = []
         for entity in known:
-            # Sums are the hardest to remember, since all of them share the same few numbers.
-            for _ in range(2 if entity.kind == "arithmetic" else 1):
+            # Every entity gets about as many sentences, however few facts it has. Sums get twice as
+            # many: all of them share the same few numbers, which makes them the hardest to remember.
+            for _ in range({"country": 1, "animal": 1, "element": 2, "planet": 2, "arithmetic": 3}[entity.kind]):
                 documents += [_paragraph(entity, language, chance) for language in LANGUAGES]
                 documents += [_parallel(entity, relation, chance) for relation in entity.facts]
         documents += [_talk(chance) for _ in range(len(documents) // 30)]

@@ -27,7 +27,7 @@ from gptcore.corpus import (
     with_leading_space,
     wordings,
 )
-from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, Tokenizer
 from gptcore.training import IGNORED
 
 Turn = tuple[str, str]
@@ -72,15 +72,43 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[li
     return ids, targets
 
 
-def pack(tokenizer: Tokenizer, conversations: Iterable[Sequence[Turn]]) -> tuple[Tensor, Tensor]:
-    """Conversations one after another as a long stream: ids `(N,)` and targets `(N,)`."""
+def pack(
+    tokenizer: Tokenizer,
+    conversations: Iterator[Sequence[Turn]],
+    documents: Iterator[str],
+    replayed: float,
+    count: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Conversations, with pretraining documents between them, as one long stream.
+
+    Fine-tuning suppresses names that it never sees as outputs; documents that hold them, replayed
+    right beside the conversations, keep them alive.
+
+    Args:
+        tokenizer: of the model.
+        conversations: an endless source.
+        documents: another one.
+        replayed: the chance that the next piece is a document, between 0 and 1.
+        count: how many ids to return.
+        seed: of the order.
+
+    Returns:
+        ids `(count,)` and targets `(count,)`; every token of a document is trained.
+    """
+    chance = random.Random(f"pack {seed}")
     ids: list[int] = []
     targets: list[int] = []
-    for turns in conversations:
-        more_ids, more_targets = encode_conversation(tokenizer, turns)
-        ids += more_ids
-        targets += more_targets
-    return torch.tensor(ids), torch.tensor(targets)
+    while len(ids) < count:
+        if chance.random() < replayed:
+            document = [tokenizer.special[END_OF_TEXT], *tokenizer.encode(with_leading_space(next(documents)))]
+            ids += document
+            targets += document
+        else:
+            more_ids, more_targets = encode_conversation(tokenizer, next(conversations))
+            ids += more_ids
+            targets += more_targets
+    return torch.tensor(ids[:count]), torch.tensor(targets[:count])
 
 
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

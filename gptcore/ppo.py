@@ -27,7 +27,15 @@ from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.reward import RewardModel, pad_right, score
 from gptcore.tokenizer import END, Tokenizer
-from gptcore.training import autocast, generator_for, load_optimizer_tensors, optimizer_tensors, schedule_factor
+from gptcore.training import (
+    autocast,
+    generator_for,
+    language_model_loss,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    schedule_factor,
+    update,
+)
 
 # --- Mathematics ---------------------------------------------------------------------------------
 
@@ -245,6 +253,8 @@ class PPOConfig:
     """Of sampling, and of every log-probability."""
     max_new_tokens: int = 64
     """Longest answer."""
+    replay_coefficient: float = 0.5
+    """Weight of the pretraining loss mixed into the policy's (equation 2 of arXiv 2203.02155)."""
     unfinished_score: float = -2.0
     """Score of an answer without an end token, two deviations below the mean."""
     clip_norm: float = 1.0
@@ -295,6 +305,8 @@ class PPO:
     """Where the questions come from."""
     config: PPOConfig = PPOConfig()
     """How it is done."""
+    replay: Callable[[int], tuple[Tensor, Tensor]] | None = None
+    """Makes batch number `i` of pretraining text, mixed into the updates against forgetting; None for none."""
     history: list[Diagnostics] = field(default_factory=list)
     """One entry for each iteration so far."""
 
@@ -376,7 +388,8 @@ class PPO:
         for epoch in range(config.epochs):
             order = torch.randperm(len(rollout.tokens), generator=generator_for(config.seed, iteration, epoch))
             for rows in order.split(config.minibatch_size):
-                statistics = self._update(rollout, advantages, returns, rows, iteration >= config.value_iterations)
+                number = iteration * 1000 + updates if iteration >= config.value_iterations else None
+                statistics = self._update(rollout, advantages, returns, rows, number)
                 approximate_kl, clipped, entropy = (
                     total + new for total, new in zip((approximate_kl, clipped, entropy), statistics, strict=True)
                 )
@@ -405,30 +418,31 @@ class PPO:
         return diagnostics
 
     def _update(
-        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, policy_too: bool
+        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, number: int | None
     ) -> tuple[float, float, float]:
-        """One step of the value model and, if wanted, the policy; approximate KL, clip fraction, entropy."""
+        """One step of the value model and, unless its number is None, of the policy.
+
+        Returns:
+            approximate KL, clip fraction and entropy.
+        """
         config = self.config
         device = self.policy.device
         width = int(rollout.mask[rows].any(0).nonzero().max()) + 2  # tokens up to the longest answer's end
         tokens = rollout.tokens[rows, :width].to(device)
         columns = (rollout.mask, rollout.log_probabilities, rollout.values, advantages, returns)
         mask, old, old_values, advantages, returns = (column[rows, : width - 1].to(device) for column in columns)
+        # One model after the other: only one set of activations is in memory at a time.
         with autocast():
             values = self.value_model.values(tokens[:, :-1])
-        losses = [(self.value_model, value_loss(values, old_values, returns, mask, config.clip))]
-        with autocast(), torch.set_grad_enabled(policy_too):
+        self._step(self.value_model, value_loss(values, old_values, returns, mask, config.clip))
+        with autocast(), torch.set_grad_enabled(number is not None):
             new, entropy = token_log_probabilities(self.policy, tokens, mask, config.temperature)
-        if policy_too:
-            losses.append((self.policy, policy_loss(new, old, advantages, mask, config.clip)))
-        for model, loss in losses:
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError("PPO diverged: lower the learning rates or raise the KL coefficient")
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            optimizer = self.optimizers[0 if model is self.policy else 1]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        if number is not None:
+            loss = policy_loss(new, old, advantages, mask, config.clip)
+            if self.replay is not None:
+                with autocast():
+                    loss = loss + config.replay_coefficient * language_model_loss(self.policy, self.replay(number))
+            self._step(self.policy, loss)
         change = (new - old).detach()
         clipped = (change.exp() - 1).abs() > config.clip
         return (
@@ -436,6 +450,12 @@ class PPO:
             masked_mean(clipped.float(), mask).item(),
             masked_mean(entropy.detach(), mask).item(),
         )
+
+    def _step(self, model: nn.Module, loss: Tensor) -> None:
+        """Backward pass, clipping and update of one of the two models."""
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError("PPO diverged: lower the learning rates or raise the KL coefficient")
+        update(model, loss, [self.optimizers[0 if model is self.policy else 1]], self.config.clip_norm)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on."""

@@ -48,16 +48,22 @@ class RewardModel(nn.Module):
     The number at the last token of an answer is the answer's reward. The same class serves PPO as
     value model, which needs a number at every position.
 
+    To judge whether a statement is true, a model must compare what stands there with what it would
+    have said itself. But what it would have said is known only after its last layer, with no layer
+    left to compare. So the head is also shown the answer's surprise: how unlikely its least likely
+    token was, and the mean over its tokens, by the model's own prediction.
+
     Args:
-        decoder: the model whose layers are copied; its own head is dropped.
+        decoder: the model that is copied, its own head included.
+        answer_start: id of the token after which an answer begins.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, answer_start: int) -> None:
         super().__init__()
         self.config = decoder.config
+        self.answer_start = answer_start
         self.trunk = copy.deepcopy(decoder)
-        self.trunk.head = nn.Identity()
-        self.head = nn.Linear(decoder.config.width, 1)
+        self.head = nn.Linear(decoder.config.width + 2, 1)
         # N(0, 1/(C + 1)): rewards of an untrained model have variance about 1 (arXiv 1909.08593).
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(decoder.config.width + 1))
         nn.init.zeros_(self.head.bias)
@@ -72,7 +78,20 @@ class RewardModel(nn.Module):
 
     def values(self, tokens: Tensor) -> Tensor:
         """One number at every position: ids `(B, T)`, padded on the right, to `(B, T)` float32."""
-        return (self.head(self.trunk.hidden(tokens)).squeeze(-1).float() - self.mean) / self.deviation
+        features = self.trunk.hidden(tokens)  # (B, T, C)
+        surprise = self._surprise(tokens, features)  # (B, T, 2)
+        values = self.head(torch.cat((features, surprise.to(features.dtype)), dim=-1)).squeeze(-1)
+        return (values.float() - self.mean) / self.deviation
+
+    def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Largest and mean surprise of the answer's tokens so far, in nats: `(B, T, 2)`, 0 in the prompt."""
+        said = (tokens == self.answer_start).long().cumsum(dim=1).bool()[:, :-1]  # token t + 1 is of the answer
+        logarithms = self.trunk.head(features[:, :-1][said]).float().log_softmax(dim=-1)
+        chosen = logarithms.gather(1, tokens[:, 1:][said][:, None]).squeeze(1)
+        own = torch.zeros(said.shape, device=tokens.device).masked_scatter(said, -chosen)
+        count = said.long().cumsum(dim=1).clamp(min=1)
+        both = torch.stack((own.cummax(dim=1).values, own.cumsum(dim=1) / count), dim=-1)
+        return F.pad(both, (0, 0, 1, 0))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Rewards of whole conversations, read at the last real token.

@@ -163,12 +163,12 @@ def test_a_missing_file_is_named_with_the_command_that_makes_one(tmp_path):
         load_tensors(tmp_path)  # a folder
 
 
-@pytest.mark.parametrize("left", [0, 4, 60, 0.5, -1])
-def test_a_truncated_file_is_damaged(tmp_path, left):
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.05, 0.5, 0.9999])
+def test_a_truncated_file_is_damaged(tmp_path, kept):
     path = tmp_path / "base.safetensors"
     save_model(path, tiny_decoder(), BYTES, {})
     data = path.read_bytes()
-    path.write_bytes(data[: int(left * len(data)) if left == 0.5 else left])
+    path.write_bytes(data[: int(kept * len(data))])
     with pytest.raises(CheckpointError, match=r"base\.safetensors is damaged.*train again"):
         load_model(path, BYTES)
 
@@ -225,7 +225,7 @@ def test_every_refusal_is_a_value_error_that_callers_can_catch():
 def kinds_of_model():
     for preset in ("llama", "gpt2"):
         yield tiny_decoder(preset)
-        reward_model = RewardModel(tiny_decoder(preset))
+        reward_model = RewardModel(tiny_decoder(preset), 1)
         reward_model.mean.fill_(0.5)
         reward_model.deviation.fill_(2.0)
         yield reward_model
@@ -258,8 +258,8 @@ def test_a_loaded_model_computes_nearly_what_the_saved_one_did(tmp_path):
                 expected, found = model(tokens, lengths), loaded(tokens, lengths)
             else:
                 expected, found = model(tokens), loaded(tokens)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
-        assert expected.std() > 0.05
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+        assert expected.std() > 0.02
 
 
 def test_the_tied_head_of_gpt2_is_still_tied_when_it_comes_back(tmp_path):
@@ -291,7 +291,7 @@ def fill(folder, stages=STAGES, mark=0):
     folder.mkdir(parents=True, exist_ok=True)
     BYTES.save(folder / "tokenizer.json")
     for stage in stages:
-        model = RewardModel(tiny_decoder()) if stage == "reward" else tiny_decoder()
+        model = RewardModel(tiny_decoder(), 1) if stage == "reward" else tiny_decoder()
         save_model(folder / f"{stage}.safetensors", model, BYTES, {"mark": mark})
     return folder
 

@@ -422,7 +422,7 @@ def test_orthogonalise_ignores_the_size_of_a_matrix_and_survives_zero():
 def models_of_every_kind():
     for preset in PRESETS:
         yield f"{preset} decoder", tiny_decoder(preset)
-        yield f"{preset} reward model", RewardModel(tiny_decoder(preset))
+        yield f"{preset} reward model", RewardModel(tiny_decoder(preset), 1)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
