@@ -143,18 +143,21 @@ def generate(
         tokens, mask = tokens.to(model.device), mask.to(model.device)
         steps = min(config.max_new_tokens, model.config.context_length - tokens.shape[1])
         cache = KeyValueCache(model.config.layers, tokens.shape[1] + steps)
+        going = torch.ones(len(rows), dtype=torch.bool)
         with autocast():
             for _ in range(steps):
                 logits = model.head(model.hidden(tokens, mask, cache)[:, -1])  # (B, V)
                 chosen = choose(logits, config, generator)
-                for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
-                    answers[row].append(token)
-                going = chosen != stop_token
+                for row, token, goes in zip(rows.tolist(), chosen.tolist(), going.tolist(), strict=True):
+                    if goes:
+                        answers[row].append(token)
+                going &= (chosen != stop_token).cpu()
                 if not going.any():
                     break
-                if not going.all():
-                    rows, chosen, mask = rows[going.cpu()], chosen[going], mask[going]
-                    cache.keep(going)
+                if going.sum() <= len(going) / 2:  # dropped half by half: copying at each step costs more
+                    keep = going.to(model.device)
+                    rows, chosen, mask, going = rows[going], chosen[keep], mask[keep], going[going]
+                    cache.keep(keep)
                 tokens = chosen[:, None]
                 mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
     return answers

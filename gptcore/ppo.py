@@ -211,7 +211,7 @@ def kl_of_answers(
     total = 0.0
     for start in range(0, len(answers), batch_size):
         rows = range(start, min(start + batch_size, len(answers)))
-        tokens, lengths = pad_right([[*prompt_ids[i], *answers[i]] for i in rows])
+        tokens, lengths = pad_right([[*prompt_ids[i], *answers[i]] for i in rows], policy.config.context_length)
         mask = answer_mask(lengths, torch.tensor([len(prompt_ids[i]) for i in rows]), tokens.shape[1])
         tokens, mask = tokens.to(policy.device), mask.to(policy.device)
         with autocast():
@@ -337,14 +337,14 @@ class PPO:
         sampled = time.perf_counter()
 
         sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
-        tokens, lengths = pad_right(sequences)
+        tokens, lengths = pad_right(sequences, self.policy.config.context_length)
         mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
         finished = torch.tensor([answer[-1] == self.tokenizer.special[END] for answer in answers])
         scores = score(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
         parts: list[list[Tensor]] = [[], [], []]
         device = self.policy.device
         for rows in torch.arange(len(tokens)).split(config.minibatch_size):
-            width = int(lengths[rows].max())
+            width = min(-(-int(lengths[rows].max()) // 16) * 16, tokens.shape[1])  # few shapes, as in pad_right
             inputs, own = tokens[rows, :width].to(device), mask[rows, : width - 1].to(device)
             with autocast():
                 log_probabilities, _ = token_log_probabilities(self.policy, inputs, own, config.temperature)
@@ -428,6 +428,7 @@ class PPO:
         config = self.config
         device = self.policy.device
         width = int(rollout.mask[rows].any(0).nonzero().max()) + 2  # tokens up to the longest answer's end
+        width = min(-(-width // 16) * 16, rollout.tokens.shape[1])
         tokens = rollout.tokens[rows, :width].to(device)
         columns = (rollout.mask, rollout.log_probabilities, rollout.values, advantages, returns)
         mask, old, old_values, advantages, returns = (column[rows, : width - 1].to(device) for column in columns)

@@ -227,10 +227,21 @@ def collect_ballots(
 # --- Training ------------------------------------------------------------------------------------
 
 
-def pad_right(sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one tensor: ids `(B, T)`, padded with 0, and lengths `(B,)`."""
+def pad_right(sequences: Sequence[Sequence[int]], longest: int) -> tuple[Tensor, Tensor]:
+    """Sequences of different lengths as one tensor, padded with 0.
+
+    The width is rounded up to a multiple of 16: a CPU compiles its kernels anew for each shape.
+
+    Args:
+        sequences: token ids.
+        longest: the model's context length; the width does not exceed it for rounding's sake.
+
+    Returns:
+        ids `(B, T)` and lengths `(B,)`.
+    """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)
+    width = max(int(lengths.max()), min(-(-int(lengths.max()) // 16) * 16, longest))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
     return ids, lengths
@@ -272,7 +283,7 @@ def reward_loss(model: RewardModel, ballots: Sequence[Ballot]) -> Tensor:
             winners.append(len(sequences) + winner)
             losers.append(len(sequences) + loser)
         sequences += [ballot.prompt_ids + answer for answer in ballot.answers]
-    tokens, lengths = pad_right(sequences)
+    tokens, lengths = pad_right(sequences, model.config.context_length)
     rewards = model(tokens.to(model.device), lengths.to(model.device))
     return preference_loss(rewards[winners], rewards[losers])
 
@@ -285,7 +296,7 @@ def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: in
     rewards = torch.empty(len(sequences))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        tokens, lengths = pad_right([sequences[i] for i in rows])
+        tokens, lengths = pad_right([sequences[i] for i in rows], model.config.context_length)
         with autocast():
             rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).cpu()
     return rewards

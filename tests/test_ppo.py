@@ -33,6 +33,7 @@ from gptcore.ppo import (
 )
 from gptcore.reward import RewardModel, pad_right, score
 from gptcore.tokenizer import ASSISTANT, END, USER
+from gptcore.training import generator_for
 
 steady = settings(deadline=None, derandomize=True)
 VOCABULARY, SPECIAL = 8, {USER: 4, ASSISTANT: 5, END: 6}
@@ -389,11 +390,12 @@ SMALL = {
 }
 
 
-def toy(preset="llama", grader=CountsWanted, policy=None, **changes):
+def toy(preset="llama", grader=CountsWanted, policy=None, replay=None, **changes):
     reference = tiny_decoder(preset=preset)
     policy = copy.deepcopy(reference) if policy is None else policy
     torch.manual_seed(1)
-    return PPO(policy, reference, grader(reference), Letters(), Questions(), PPOConfig(**SMALL | changes))
+    reward_model = grader(reference, SPECIAL[ASSISTANT])
+    return PPO(policy, reference, reward_model, Letters(), Questions(), PPOConfig(**SMALL | changes), replay)
 
 
 def snapshot(model):
@@ -538,7 +540,7 @@ def test_what_stands_in_the_padding_changes_no_diagnostic_and_no_update(monkeypa
     clean.run()
 
     def pad_with_rubbish(sequences):
-        tokens, lengths = pad_right(sequences)
+        tokens, lengths = pad_right(sequences, 128)
         rubbish = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, WANTED)
         return F.pad(rubbish, (0, 2), value=SPECIAL[END]), lengths
 
@@ -595,9 +597,9 @@ def test_each_epoch_uses_each_answer_once_in_a_fresh_order(monkeypatch):
     run = toy(iterations=1, epochs=3)
     seen, update = [], PPO._update
 
-    def watched(self, rollout, advantages, returns, rows, policy_too):
+    def watched(self, rollout, advantages, returns, rows, *rest):
         seen.append(rows.tolist())
-        return update(self, rollout, advantages, returns, rows, policy_too)
+        return update(self, rollout, advantages, returns, rows, *rest)
 
     monkeypatch.setattr(PPO, "_update", watched)
     run.run()
@@ -611,9 +613,9 @@ def test_advantages_are_whitened_after_the_returns_are_taken(monkeypatch):
     rollout, _, _ = run.roll_out(0)
     seen, update = {}, PPO._update
 
-    def watched(self, rollout, advantages, returns, rows, policy_too):
+    def watched(self, rollout, advantages, returns, rows, *rest):
         seen.update(advantages=advantages, returns=returns)
-        return update(self, rollout, advantages, returns, rows, policy_too)
+        return update(self, rollout, advantages, returns, rows, *rest)
 
     monkeypatch.setattr(PPO, "_update", watched)
     run.run()
@@ -645,6 +647,68 @@ def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_i
     assert unchanged(run.policy, before[0])
     assert unchanged(run.value_model, before[1])
 
+
+# --- Replayed text -------------------------------------------------------------------------------
+
+
+def text_batch(number):
+    generator = generator_for(17, number)
+    return tuple(torch.randint(VOCABULARY, (2, 6), generator=generator) for _ in range(2))
+
+
+def test_the_loss_of_replayed_text_is_added_to_the_policys_alone(monkeypatch):
+    run = toy(iterations=1, epochs=1, replay=text_batch, replay_coefficient=0.7, policy=tiny_decoder(5))
+    numbers, parts, losses, update = [], [], [], ppo.update
+
+    def asked(number):
+        numbers.append(number)
+        return text_batch(number)
+
+    def policy_part(*arguments):
+        parts.append(policy_loss(*arguments))
+        return parts[-1]
+
+    def watched(model, loss, *rest):
+        if model is run.policy:
+            tokens, targets = text_batch(numbers[-1])
+            text_loss = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+            losses.append((loss.item(), (parts[-1] + 0.7 * text_loss).item()))
+        return update(model, loss, *rest)
+
+    run.replay = asked
+    monkeypatch.setattr(ppo, "policy_loss", policy_part)
+    monkeypatch.setattr(ppo, "update", watched)
+    run.run()
+    assert len(losses) == len(numbers) == 2
+    for found, expected in losses:
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_each_update_of_the_policy_replays_text_of_its_own():
+    numbers = []
+
+    def asked(number):
+        numbers.append(number)
+        return text_batch(number)
+
+    toy(iterations=4, value_iterations=1, replay=asked).run()
+    assert len(numbers) == len(set(numbers)) == 3 * 2 * 2  # iterations, epochs, minibatches
+
+
+def test_replayed_text_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr(ppo, "policy_loss", lambda new, *_: new.sum() * 0.0)  # replay is all there is
+    tokens = torch.tensor([[1, 2, 3, 0, 1, 2, 3]])
+
+    def loss_after(**changes):
+        run = toy(iterations=6, replay=lambda _: (tokens[:, :-1], tokens[:, 1:]), **changes)
+        run.run()
+        return F.cross_entropy(run.policy(tokens[:, :-1])[0], tokens[0, 1:]).item()
+
+    untouched = loss_after(replay_coefficient=0.0)
+    assert loss_after(replay_coefficient=1.0) < 0.5 * untouched
+
+
+# --- Learning ------------------------------------------------------------------------------------
 
 LEARNING = {
     "iterations": 15,
@@ -699,7 +763,7 @@ def assert_goes_on_like(resumed, whole):
     assert resumed.kl_coefficient == whole.kl_coefficient
 
 
-LONGER = {"iterations": 4, "value_iterations": 1, "kl_target": 0.01}
+LONGER = {"iterations": 4, "value_iterations": 1, "kl_target": 0.01, "replay": text_batch}
 
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])

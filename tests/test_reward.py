@@ -30,7 +30,7 @@ from gptcore.reward import (
     vote,
     write_flawed_answer,
 )
-from gptcore.tokenizer import Tokenizer
+from gptcore.tokenizer import ASSISTANT, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
 
 steady = settings(deadline=None, derandomize=True)
@@ -58,24 +58,36 @@ def some_sequences(count, shortest=1, longest=12):
 # --- The model -----------------------------------------------------------------------------------
 
 
+def surprises(decoder, sequence, answer_start):
+    """The surprise of each token after the first `answer_start`, one at a time."""
+    found = []
+    if answer_start in sequence:
+        for t in range(sequence.index(answer_start) + 1, len(sequence)):
+            logarithms = F.log_softmax(decoder(torch.tensor([sequence[:t]]))[0, -1], dim=-1)
+            found.append(-logarithms[sequence[t]])
+    return torch.stack(found) if found else torch.zeros(1)
+
+
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])
-def test_the_reward_is_the_head_at_the_last_real_token(preset):
-    decoder = tiny_decoder(preset)
-    model = RewardModel(decoder, 1)
-    sequences = some_sequences(6)
-    tokens, lengths = pad_right(sequences)
+def test_the_reward_is_the_head_on_features_and_surprise_at_the_last_real_token(preset):
+    answer_start, decoder = 7, tiny_decoder(preset)
+    nn.init.normal_(decoder.head.weight)
+    model = RewardModel(decoder, answer_start)
+    sequences = [*some_sequences(6), [3, answer_start, 9, 2], [answer_start, 5], [1, 2, answer_start]]
+    tokens, lengths = pad_right(sequences, 128)
     rewards = model(tokens, lengths)
-    assert rewards.shape == (6,)
+    assert rewards.shape == (9,)
     for reward, sequence in zip(rewards, sequences, strict=True):
         features = decoder.hidden(torch.tensor([sequence]))[0, -1]
-        expected = features @ model.head.weight[0] + model.head.bias[0]
-        torch.testing.assert_close(reward, expected, rtol=0, atol=1e-5)
+        surprise = surprises(decoder, sequence, answer_start)
+        inputs = torch.cat((features, surprise.max()[None], surprise.mean()[None]))
+        torch.testing.assert_close(reward, inputs @ model.head.weight[0] + model.head.bias[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])
 def test_what_stands_in_the_padding_on_the_right_changes_no_reward(preset):
     model = RewardModel(tiny_decoder(preset), 1)
-    tokens, lengths = pad_right(some_sequences(6, longest=9))
+    tokens, lengths = pad_right(some_sequences(6, longest=9), 16)
     other = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, VOCABULARY - 1)
     wider = F.pad(other, (0, 4), value=7)
     torch.testing.assert_close(model(other, lengths), model(tokens, lengths), rtol=0, atol=1e-6)
@@ -373,7 +385,7 @@ def test_too_few_ballots_for_a_batch_are_refused():
 
 
 def test_sequences_are_padded_on_the_right():
-    ids, lengths = pad_right([[5, 6, 7], [8]])
+    ids, lengths = pad_right([[5, 6, 7], [8]], 3)
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert lengths.tolist() == [3, 1]
 
@@ -422,7 +434,7 @@ def test_pair_accuracy_counts_the_pairs_that_differ_in_gold():
     assert gold_score(prompt, good) == gold_score(prompt, "No.") > gold_score(prompt, bad)
     answers = [encode_answer(BYTES, text) for text in (good, "No.", bad)]
     # Longer is better in its eyes: wrong about good and bad, wrong about "No." and bad.
-    model = LikesLength(tiny_decoder(vocabulary=BYTES.vocabulary_size))
+    model = LikesLength(tiny_decoder(vocabulary=BYTES.vocabulary_size), BYTES.special[ASSISTANT])
     ballot = Ballot(prompt, encode_prompt(BYTES, "Shut up!"), answers, [])
     assert pair_accuracy(model, BYTES, [ballot]) == [False, False]
     short = "Why?"

@@ -316,6 +316,13 @@ def test_the_tokenizers_library_gives_the_same_ids_for_sample_texts(tokenizer, r
     assert reference.decode(ids) == text
 
 
+@pytest.mark.parametrize("text", SAMPLES)
+def test_the_tokenizers_library_cuts_the_same_words(reference, text):
+    # Their pieces are spelled byte by byte; where they begin and end counts characters.
+    pieces = [text[start:end] for _, (start, end) in reference.pre_tokenizer.pre_tokenize_str(text)]
+    assert pieces == split_words(text)
+
+
 @many_examples
 @given(text=texts)
 def test_the_tokenizers_library_gives_the_same_ids_for_any_text(tokenizer, reference, text):
