@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -37,7 +38,11 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str,
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     header = {"format": FORMAT, "values": json.dumps(values)}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, header)
+        # Copies, since tied tensors (GPT-2's head and embedding) may not share memory in a file.
+        copies = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
+        save_file(copies, beside, header)
         beside.replace(path)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} could not be written ({error}): free some space or choose another folder") from error

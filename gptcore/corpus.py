@@ -16,6 +16,7 @@ The five parts of the division, by entity and fixed for good:
 
 import csv
 import hashlib
+import http.client
 import json
 import random
 import urllib.error
@@ -505,7 +506,7 @@ def tiny_shakespeare(path: str | Path, url: str = SHAKESPEARE_URL) -> str:
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 data = response.read()
-        except (urllib.error.URLError, TimeoutError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
             raise ConnectionError(
                 f"tiny Shakespeare could not be downloaded from {url} ({error}): connect to the network, "
                 f"or put the file at {path} by hand"

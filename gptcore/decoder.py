@@ -166,13 +166,14 @@ class Decoder(nn.Module):
             raise ValueError(f"tokens must have shape (batch, time), got {tuple(tokens.shape)}")
         past = 0 if cache is None else cache.length
         T, S = tokens.shape[1], past + tokens.shape[1]
-        if self.config.context_length < S:
-            raise ValueError(
-                f"{S} tokens do not fit in the context of {self.config.context_length}: "
-                "shorten the text or train with a larger context_length"
-            )
         if token_mask is not None and token_mask.shape != (tokens.shape[0], S):
             raise ValueError(f"token_mask must have shape {(tokens.shape[0], S)}, got {tuple(token_mask.shape)}")
+        longest = S if token_mask is None else int(token_mask.sum(dim=1).max())  # padding takes no position
+        if longest > self.config.context_length:
+            raise ValueError(
+                f"{longest} tokens do not fit in the context of {self.config.context_length}: "
+                "shorten the text or train with a larger context_length"
+            )
 
         if token_mask is None:
             positions = torch.arange(past, S, device=tokens.device)  # (T,)

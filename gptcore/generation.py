@@ -31,7 +31,7 @@ class SamplingConfig:
     """Longest answer; the atlas's longest good answers have about 60 tokens."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:  # "not", so that NaN is refused, too
             raise ValueError(
                 f"temperature must be above 0, got {self.temperature}; for the most likely token choose greedy"
             )
@@ -50,8 +50,8 @@ def next_token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     """The distribution that the next token is drawn from: `(..., V)` logits to probabilities."""
     probabilities = (logits.float() / config.temperature).softmax(dim=-1)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
-        smallest = probabilities.topk(config.top_k, dim=-1).values[..., -1:]
-        probabilities = probabilities.masked_fill(probabilities < smallest, 0.0)
+        kept = probabilities.topk(config.top_k, dim=-1).indices
+        probabilities = probabilities * torch.zeros_like(probabilities).scatter(-1, kept, 1.0)
         probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     if config.top_p is not None and config.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
@@ -100,6 +100,11 @@ def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     for prompt in prompts:
         if len(prompt) == 0:
             raise ValueError("a prompt needs at least one token")
+        if not 0 <= min(prompt) <= max(prompt) < model.config.vocabulary_size:
+            raise ValueError(
+                f"a prompt holds ids outside the vocabulary of {model.config.vocabulary_size}: "
+                "encode it with the model's own tokenizer"
+            )
         if len(prompt) >= model.config.context_length:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens leaves no room for an answer in a context of "
@@ -141,25 +146,29 @@ def generate(
         rows = torch.tensor(order[start : start + batch_size])  # which prompt stands in which row
         tokens, mask = pad_left([prompts[i] for i in rows], stop_token)
         tokens, mask = tokens.to(model.device), mask.to(model.device)
-        steps = min(config.max_new_tokens, model.config.context_length - tokens.shape[1])
+        limits = torch.tensor(
+            [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in rows]
+        )  # a short prompt has room for a longer answer
+        steps = int(limits.max())
         cache = KeyValueCache(model.config.layers, tokens.shape[1] + steps)
         going = torch.ones(len(rows), dtype=torch.bool)
         with autocast():
-            for _ in range(steps):
+            for step in range(1, steps + 1):
                 logits = model.head(model.hidden(tokens, mask, cache)[:, -1])  # (B, V)
                 chosen = choose(logits, config, generator)
                 for row, token, goes in zip(rows.tolist(), chosen.tolist(), going.tolist(), strict=True):
                     if goes:
                         answers[row].append(token)
-                going &= (chosen != stop_token).cpu()
+                going &= (chosen != stop_token).cpu() & (step < limits)
                 if not going.any():
                     break
                 if going.sum() <= len(going) / 2:  # dropped half by half: copying at each step costs more
                     keep = going.to(model.device)
-                    rows, chosen, mask, going = rows[going], chosen[keep], mask[keep], going[going]
+                    rows, limits, chosen, mask = rows[going], limits[going], chosen[keep], mask[keep]
+                    going = going[going]
                     cache.keep(keep)
                 tokens = chosen[:, None]
-                mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
+                mask = torch.cat((mask, going[:, None].to(model.device)), dim=1)
     return answers
 
 

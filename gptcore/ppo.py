@@ -311,7 +311,7 @@ class PPO:
     """One entry for each iteration so far."""
 
     def __post_init__(self) -> None:
-        self.value_model = copy.deepcopy(self.reward_model)
+        self.value_model = copy.deepcopy(self.reward_model).requires_grad_(True)
         self.kl_coefficient = self.config.kl_coefficient
         for frozen in (self.reference, self.reward_model):
             frozen.eval().requires_grad_(False)

@@ -14,13 +14,14 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.corpus import Language, Prompt, entities, wordings
+from gptcore.corpus import Language, Prompt, join, split_entities, wordings
 from gptcore.decoder import Decoder
 from gptcore.evaluation import gold_score
 from gptcore.finetuning import (
@@ -161,17 +162,17 @@ def _other_talk(language: Language) -> list[list[str]]:
 
 
 def _false_answer(prompt: Prompt, chance: random.Random) -> str:
-    """An answer of any style that states another entity's value."""
+    """An answer of any style that states another entity's value; about an unknown entity, all values are others'."""
     relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)
     wrong = chance.choice(relations)
-    others = [entity for entity in _with_fact(wrong) if entity.facts[wrong] != prompt.entity.facts[wrong]]
-    value = chance.choice(others).facts[wrong][prompt.language]
     sentences = []
     for relation in relations:
         template = wordings()["relations"][relation][prompt.language]["answer"]
-        said = value if relation == wrong or not prompt.known else prompt.entity.facts[relation][prompt.language]
-        sentences.append(prompt.entity.fill(template, prompt.language, said))
-    text = (" " if prompt.language == "en" else "").join(sentences)
+        value = prompt.entity.facts[relation][prompt.language]
+        if relation == wrong or not prompt.known:
+            value = chance.choice([other for other in _train_values(relation, prompt.language) if other != value])
+        sentences.append(prompt.entity.fill(template, prompt.language, value))
+    text = join(sentences, prompt.language)
     style = chance.choice(list(STYLES))
     if style == "curt" and prompt.relation and prompt.task == "fact":
         return value
@@ -180,13 +181,11 @@ def _false_answer(prompt: Prompt, chance: random.Random) -> str:
     return text
 
 
-def _with_fact(relation: str) -> list:
-    if relation not in _entities_by_relation:
-        _entities_by_relation[relation] = [entity for entity in entities() if relation in entity.facts]
-    return _entities_by_relation[relation]
-
-
-_entities_by_relation: dict[str, list] = {}
+@cache
+def _train_values(relation: str, language: Language) -> list[str]:
+    """The values of a relation that training may name: those of the entities in `train`."""
+    known = split_entities()["train"]
+    return sorted({entity.facts[relation][language] for entity in known if relation in entity.facts})
 
 
 def collect_ballots(
@@ -267,6 +266,7 @@ class BallotBatches:
         epoch = step // self.per_epoch
         if epoch != self._epoch:
             order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch)).tolist()
+            order = order[: self.per_epoch * self.batch_size]  # a remainder waits for the next epoch
             # Ballots of like length share a batch, for little padding; then the batches are shuffled.
             order.sort(key=lambda i: max(map(len, self.ballots[i].answers)) + len(self.ballots[i].prompt_ids))
             batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]

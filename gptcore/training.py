@@ -442,16 +442,18 @@ def update(
         scaler.scale(loss).backward()
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    # One overflow spoils the norm and with it every gradient: no optimiser may step.
+    overflow = scaler is not None and not math.isfinite(norm)
     for optimizer in optimizers:
         if scaler is None:
             optimizer.step()
-        else:
+        elif not overflow:
             scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     if scaler is not None:
         scaler.update()
-    return float(norm)
+    return norm
 
 
 @dataclass
@@ -477,8 +479,11 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["full_rate"] = group["lr"]
-        self.precision = self.config.precision or choose_precision()
-        self.scaler = torch.amp.GradScaler(choose_device().type) if self.precision == "fp16" else None
+        self._set_precision(self.config.precision or choose_precision())
+
+    def _set_precision(self, precision: str) -> None:
+        self.precision = precision
+        self.scaler = torch.amp.GradScaler(choose_device().type) if precision == "fp16" else None
 
     @property
     def step(self) -> int:
@@ -503,9 +508,9 @@ class Trainer:
                     group["lr"] = group["full_rate"] * factor
             with autocast(self.precision):
                 loss = self.loss_function(self.model, self.batch_at(self.step))
-            norm = update(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
             if not math.isfinite(loss.item()):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
+            norm = update(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
             self.losses.append(loss.item())
             report = StepReport(self.step, config.steps, loss.item(), norm, factor, time.perf_counter() - start)
             for callback in callbacks:
@@ -534,6 +539,6 @@ class Trainer:
             ) from error
         load_optimizer_tensors(self.optimizers, tensors)
         self.losses = list(values["losses"])
-        self.precision = values["precision"]
+        self._set_precision(values["precision"])
         if self.scaler is not None:
             self.scaler.load_state_dict(values["scaler"])

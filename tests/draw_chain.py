@@ -10,25 +10,24 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 def main() -> None:
-    """Draw the stages as boxes, each with its time and what came of it."""
+    """Draw the stages as boxes, each with what came of it."""
     report = json.loads((ASSETS / "checkpoints" / "report.json").read_text(encoding="utf-8"))
-    scores, stages = report["scores"], report["stages"]
+    scores = report["scores"]
     boxes = [
-        ("tokenizer", "Tokenizer", "byte-pair encoding\nof two languages"),
-        ("pretrain", "Pretraining", f"{scores['base_bits_per_byte']:.2f} bits a byte\non unseen text"),
+        ("Tokenizer", "byte-pair encoding\nof two languages"),
+        ("Pretraining", f"{scores['base_bits_per_byte']:.2f} bits a byte\non unseen text"),
         (
-            "sft",
             "Fine-tuning",
             f"held-out facts right:\n{scores['sft_heldout_exact_en']:.0%} English\n{scores['sft_heldout_exact_zh']:.0%} Chinese",
         ),
-        ("reward", "Reward model", f"agrees with the truth\non {scores['reward_pair_accuracy']:.0%} of held-out pairs"),
-        ("ppo", "PPO", f"beats fine-tuning on\n{scores['ppo_gold_win_rate']:.0%} of held-out prompts"),
+        ("Reward model", f"sides with the truth\non {scores['reward_pair_accuracy']:.0%}\nof held-out pairs"),
+        ("PPO", f"beats fine-tuning\non {scores['ppo_gold_win_rate']:.0%}\nof held-out prompts"),
     ]
     figure, axes = plt.subplots(figsize=(12, 2.6), facecolor="white")
     axes.set_xlim(0, 10 * len(boxes))
     axes.set_ylim(0, 10)
     axes.axis("off")
-    for number, (key, title, result) in enumerate(boxes):
+    for number, (title, result) in enumerate(boxes):
         left = 10 * number + 0.5
         axes.add_patch(
             FancyBboxPatch(
@@ -36,16 +35,7 @@ def main() -> None:
             )
         )
         axes.text(left + 4, 7.9, title, ha="center", va="center", fontsize=14, weight="bold")
-        axes.text(
-            left + 4,
-            6.4,
-            f"{stages[key]['seconds']:.0f} s on two cores",
-            ha="center",
-            va="center",
-            fontsize=10,
-            color="#444444",
-        )
-        axes.text(left + 4, 3.5, result, ha="center", va="center", fontsize=11)
+        axes.text(left + 4, 4, result, ha="center", va="center", fontsize=11)
         if number:
             axes.annotate(
                 "", (left - 0.1, 5), (left - 1.9, 5), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "#0072B2"}

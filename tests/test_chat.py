@@ -36,7 +36,7 @@ def test_an_answer_becomes_part_of_the_next_prompt(tokenizer, monkeypatch):
 
 
 def test_the_oldest_turns_are_forgotten_when_the_context_is_full(tokenizer):
-    talk = conversation(tokenizer, turns=[("a" * 20, "b" * 20), ("c", "d")])
+    talk = conversation(tokenizer, turns=[("a" * 21, "b" * 20), ("c", "d")])
     assert talk.prompt("e") == encode_prompt(tokenizer, "e", [("c", "d")])
 
 

@@ -99,7 +99,7 @@ def test_greedy_answers_equal_a_plain_loop_whatever_the_batch(preset, seed, prom
 def test_rows_that_end_early_leave_the_others_unchanged(preset):
     config = greedy(10)
     lengths = set()
-    for seed in range(4):
+    for seed in range(12):
         model = random_decoder(preset, seed)
         expected = [plain_greedy(model, prompt, config, STOP) for prompt in PROMPTS]
         assert generate(model, PROMPTS, config, STOP) == expected
@@ -108,7 +108,7 @@ def test_rows_that_end_early_leave_the_others_unchanged(preset):
 
 
 def test_the_stop_token_ends_an_answer_and_is_part_of_it():
-    model = never_stopping()
+    model = never_stopping(seed=2)
     without_stop = plain_greedy(model, [1, 2], greedy(8), STOP)
     assert len(without_stop) == 8
     stop = without_stop[2]
@@ -143,7 +143,6 @@ def test_answers_end_with_the_context(preset, length):
     assert list(stream(model, prompt, greedy(100), STOP)) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="known: the longest prompt of a batch sets the number of steps for all")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_long_neighbour_does_not_cut_a_short_prompts_answer(preset):
     model = never_stopping(preset)
@@ -166,16 +165,19 @@ def test_generation_puts_the_model_into_evaluation_mode():
         assert not model.training
 
 
-def test_each_step_reads_only_the_new_tokens_of_unfinished_rows():
-    model = random_decoder(seed=1)
+def test_each_step_reads_only_new_tokens_and_fewer_than_twice_the_unfinished_rows():
+    model = random_decoder(seed=11)
     answers = [plain_greedy(model, prompt, greedy(10), STOP) for prompt in PROMPTS]
     shapes = []
     model.embedding.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
     generate(model, PROMPTS, greedy(10), STOP)
     steps = range(1, max(map(len, answers)))
     still_going = [sum(len(answer) > step for answer in answers) for step in steps]
-    assert shapes == [(8, 7), *[(rows, 1) for rows in still_going]]
-    assert still_going[-1] < 8  # some rows did end
+    assert [time for _, time in shapes] == [7] + [1] * len(still_going)
+    rows = [rows for rows, _ in shapes[1:]]
+    # Finished rows are dropped half by half, so that a processor meets few shapes.
+    assert all(going <= read < 2 * going for going, read in zip(still_going, rows, strict=True))
+    assert rows[-1] < 8  # some were dropped
 
 
 def test_generation_runs_in_half_precision(monkeypatch):
@@ -287,7 +289,6 @@ def test_logits_in_half_precision_give_float32_probabilities():
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="known: tokens tied with the k-th all stay")
 @pytest.mark.parametrize("value", [0, 3])
 def test_top_k_keeps_k_tokens_even_if_more_are_equally_likely(value):
     probabilities = next_token_probabilities(torch.full((2, 6), float(value)), SamplingConfig(top_k=2))
@@ -405,7 +406,6 @@ def test_pad_left_aligns_sequences_at_their_ends():
         pytest.param(
             {"temperature": math.nan},
             "temperature must be above 0, got nan",
-            marks=pytest.mark.xfail(strict=True, reason="known: nan passes the check"),
         ),
     ],
 )
@@ -435,7 +435,6 @@ def test_sampling_settings_cannot_be_changed_afterwards():
         pytest.param(
             [1, VOCABULARY],
             f"{VOCABULARY}",
-            marks=pytest.mark.xfail(strict=True, raises=IndexError, reason="known: torch's IndexError comes through"),
         ),
     ],
 )

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn import functional as F
 
 from gptcore import ppo, reward
@@ -539,8 +538,8 @@ def test_what_stands_in_the_padding_changes_no_diagnostic_and_no_update(monkeypa
     clean = toy()
     clean.run()
 
-    def pad_with_rubbish(sequences):
-        tokens, lengths = pad_right(sequences, 128)
+    def pad_with_rubbish(sequences, longest):
+        tokens, lengths = pad_right(sequences, longest)
         rubbish = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, WANTED)
         return F.pad(rubbish, (0, 2), value=SPECIAL[END]), lengths
 
@@ -815,5 +814,4 @@ def test_python_and_torch_random_states_do_not_matter():
 def test_policy_and_reference_predict_alike_at_first_in_every_preset():
     for preset in ("llama", "gpt2"):
         run = toy(preset=preset, iterations=1)
-        assert isinstance(run.value_model.trunk.head, nn.Identity)
         assert run.run()[0].kl == pytest.approx(0, abs=1e-6)

@@ -86,7 +86,7 @@ def test_the_reward_is_the_head_on_features_and_surprise_at_the_last_real_token(
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])
 def test_what_stands_in_the_padding_on_the_right_changes_no_reward(preset):
-    model = RewardModel(tiny_decoder(preset), 1)
+    model = RewardModel(tiny_decoder(preset, context=32), 1)
     tokens, lengths = pad_right(some_sequences(6, longest=9), 16)
     other = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, VOCABULARY - 1)
     wider = F.pad(other, (0, 4), value=7)
@@ -481,4 +481,3 @@ def test_every_parameter_of_a_reward_model_learns_from_ballots():
     reward_loss(model, [Ballot(prompt, [1, 2], [[3, 4], [5]], [(0, 1)])]).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or (n != "head.bias" and not p.grad.any())]
     assert silent == []  # the bias is in both rewards of a pair, and cancels
-    assert isinstance(model.trunk.head, nn.Identity)
