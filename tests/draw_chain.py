@@ -34,8 +34,8 @@ def main() -> None:
                 (left, 0.8), 8, 8.4, boxstyle="round,pad=0.1", facecolor="#E8F1FA", edgecolor="#0072B2", lw=1.5
             )
         )
-        axes.text(left + 4, 7.9, title, ha="center", va="center", fontsize=14, weight="bold")
-        axes.text(left + 4, 4, result, ha="center", va="center", fontsize=11)
+        axes.text(left + 4, 7.9, title, ha="center", va="center", fontsize=12, weight="bold")
+        axes.text(left + 4, 4, result, ha="center", va="center", fontsize=9.5)
         if number:
             axes.annotate(
                 "", (left - 0.1, 5), (left - 1.9, 5), arrowprops={"arrowstyle": "-|>", "lw": 2, "color": "#0072B2"}
