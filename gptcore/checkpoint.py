@@ -84,7 +84,7 @@ STAGES = ("base", "sft", "reward", "ppo")
 SHIPPED = Path(__file__).parent.parent / "assets" / "checkpoints"
 """Checkpoints that come with the course."""
 
-OWN = Path("runs/chain")
+OWN = Path(__file__).parent.parent / "runs" / "chain"
 """Where `python -m gptcore train` puts the reader's own, by default."""
 
 
