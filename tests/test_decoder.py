@@ -436,6 +436,20 @@ def test_cached_positions_count_towards_the_context(preset):
         model(random_tokens(10, 1, 5), cache=cache)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_padding_takes_no_place_in_the_context(preset):
+    model = random_decoder(preset=preset)
+    tokens, mask = random_tokens(13, 2, 15), torch.ones(2, 15, dtype=torch.bool)
+    mask[0, :3], mask[1, :11] = False, False  # 12 real tokens, as many as fit, and 4
+    with torch.no_grad():
+        logits = model(tokens, mask)
+        assert_same(logits[0, 3:], model(tokens[:1, 3:])[0])
+        assert_same(logits[1, 11:], model(tokens[1:, 11:])[0])
+    mask[0, 2] = True
+    with pytest.raises(ValueError, match="13 tokens do not fit in the context of 12"):
+        model(tokens, mask)
+
+
 @pytest.mark.parametrize("shape", [(5,), (1, 5, 2)])
 def test_tokens_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"tokens must have shape \(batch, time\), got \(.*5"):

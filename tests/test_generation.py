@@ -403,10 +403,7 @@ def test_pad_left_aligns_sequences_at_their_ends():
         ({"top_p": -0.5}, "top-p must be above 0 and at most 1, got -0.5"),
         ({"top_p": math.nan}, "top-p must be above 0 and at most 1, got nan"),
         ({"max_new_tokens": 0}, "at least 1 new token must be allowed, got 0"),
-        pytest.param(
-            {"temperature": math.nan},
-            "temperature must be above 0, got nan",
-        ),
+        ({"temperature": math.nan}, "temperature must be above 0, got nan"),
     ],
 )
 def test_bad_sampling_settings_are_refused_with_their_value(changes, message):
@@ -432,10 +429,8 @@ def test_sampling_settings_cannot_be_changed_afterwards():
         ([], "a prompt needs at least one token"),
         ([1] * CONTEXT, f"a prompt of {CONTEXT} tokens leaves no room for an answer in a context of {CONTEXT}"),
         ([1] * (CONTEXT + 5), f"a prompt of {CONTEXT + 5} tokens leaves no room .*: shorten it"),
-        pytest.param(
-            [1, VOCABULARY],
-            f"{VOCABULARY}",
-        ),
+        ([1, VOCABULARY], f"ids outside the vocabulary of {VOCABULARY}: encode it with the model's own tokenizer"),
+        ([-1, 1], f"ids outside the vocabulary of {VOCABULARY}"),
     ],
 )
 def test_bad_prompts_are_refused_with_advice(run, prompt, message):
