@@ -37,7 +37,7 @@ from gptcore.corpus import (
 )
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.evaluation import bits_per_byte, bleu, exact, gold_score, judge, share, units
-from gptcore.finetuning import PromptSource, decode_answer, demonstrations, encode_prompt, pack
+from gptcore.finetuning import PromptSource, decode_answer, demonstrations, encode_prompt, introduce_chat_tokens, pack
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, reward_loss
@@ -383,6 +383,7 @@ class Chain:
         config = replace(self.recipe.finetuning, seed=self.seed)
         stream = finetuning_stream(tokenizer, self.recipe, config.steps, self.seed)
         model = copy.deepcopy(base)
+        introduce_chat_tokens(model, tokenizer)
         trainer = Trainer(model, text_batches(stream, self.recipe, self.seed), config)
         self._run_resumably("sft", trainer, config.steps)
         return model

@@ -21,7 +21,7 @@ import json
 import random
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -187,7 +187,7 @@ _SYLLABLES = dict(
     )
 )
 _COUNTRY_ENDINGS = {"nia": "尼亚", "via": "维亚", "land": "兰", "stan": "斯坦", "dor": "多尔", "ria": "里亚"}
-_ANIMAL_ENDINGS = {"": "兽", "bird": "鸟", "fish": "鱼", "mouse": "鼠", "cat": "猫"}
+_ANIMAL_ENDINGS = {"": "兽", "bird": "鸟", "cat": "猫"}
 # Characters with the metal radical, as most elements have, that name no element.
 _ELEMENT_CHARACTERS = "锋钧铠锦镜铃锁链锤钉针钓钩铲铭锐锻键镖镰铮铎锟锭锣铛锄铡铐镯"
 
@@ -218,11 +218,11 @@ def _invented(kind: str, count: int, chance: random.Random) -> list[Entity]:
 
 SPLITS = ("train", "validation", "test", "unknown_train", "unknown_validation", "unknown_test")
 _SHARES = {  # of the entities of a kind: validation, test, and the three kinds of unknown
-    "country": (0.12, 0.26, 0.03, 0.04, 0.06),
-    "element": (0.10, 0.26, 0.03, 0.04, 0.06),
-    "animal": (0.10, 0.26, 0.03, 0.04, 0.06),
+    "country": (0.10, 0.18, 0.03, 0.04, 0.06),
+    "element": (0.10, 0.18, 0.03, 0.04, 0.06),
+    "animal": (0.10, 0.18, 0.03, 0.04, 0.06),
     "planet": (0.13, 0.26, 0.0, 0.0, 0.0),
-    "arithmetic": (0.10, 0.26, 0.0, 0.0, 0.0),
+    "arithmetic": (0.10, 0.18, 0.0, 0.0, 0.0),
 }
 _INVENTED = {"country": (300, 20, 30), "element": (12, 5, 10), "animal": (100, 10, 15)}
 
@@ -309,6 +309,8 @@ def pretraining_documents(seed: int) -> Iterator[str]:
             for _ in range({"country": 1, "animal": 1, "element": 2, "planet": 2, "arithmetic": 3}[entity.kind]):
                 documents += [_paragraph(entity, language, chance) for language in LANGUAGES]
                 documents += [_parallel(entity, relation, chance) for relation in entity.facts]
+                documents += [_section(entity, r, language, chance) for r in entity.facts for language in LANGUAGES]
+        documents += [_list(known, chance) for _ in range(len(documents) // 15)]
         documents += [_talk(chance) for _ in range(len(documents) // 30)]
         chance.shuffle(documents)
         yield from documents
@@ -321,6 +323,32 @@ def _paragraph(entity: Entity, language: Language, chance: random.Random) -> str
         template = chance.choice(wordings()["relations"][relation][language]["statements"])
         sentences.append(entity.state(relation, language, template))
     return join(sentences, language)
+
+
+def _section(entity: Entity, relation: str, language: Language, chance: random.Random) -> str:
+    """A line that announces what comes, as headings do, and the fact.
+
+    The name stands in the first line in ever different company and must be carried into the second:
+    practice for finding it in a question.
+    """
+    wording = wordings()["relations"][relation][language]
+    lead = chance.choice(wordings()["leads"][language]).format(topic=chance.choice(wording["topics"]))
+    fact = wording["answer"] if chance.random() < 0.5 else chance.choice(wording["statements"])
+    return join([entity.fill(lead, language), entity.state(relation, language, fact)], language)
+
+
+def _list(group: Sequence[Entity], chance: random.Random) -> str:
+    """Unrelated names, said twice. Nothing foretells the second time but the first: practice in copying."""
+    language = chance.choice(LANGUAGES)
+    text = name_list(group, language, chance)
+    return chance.choice(wordings()["lists"][language]).format(text=text)
+
+
+def name_list(group: Sequence[Entity], language: Language, chance: random.Random) -> str:
+    """One to four names of different entities, as a line; no sums, which have no name."""
+    named = [entity for entity in group if not entity.operands]
+    names = [entity.names[language] for entity in chance.sample(named, chance.randint(1, 4))]
+    return {"en": ", ", "zh": "、"}[language].join(names) + {"en": ".", "zh": "。"}[language]
 
 
 def join(sentences: list[str], language: Language) -> str:
@@ -366,7 +394,7 @@ class Prompt:
     """What the user says."""
     language: Language
     """Language that the answer should have."""
-    task: Literal["fact", "about", "translate", "talk", "harmful"]
+    task: Literal["fact", "about", "translate", "repeat", "talk", "harmful"]
     """What is asked for."""
     references: tuple[str, ...]
     """Good answers, the canonical one first."""
@@ -419,13 +447,26 @@ def _unknown() -> frozenset[Entity]:
 Wordings = Literal["questions", "unseen_questions"]
 
 
+@cache
+def question_wordings(relation: str, language: Language, which: Wordings) -> list[str]:
+    """The templates that ask for a relation. Those seen in training are many: a frame around any topic is one, too."""
+    wording = wordings()["relations"][relation][language]
+    if which == "unseen_questions":
+        return wording["unseen_questions"]
+    framed = [
+        frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]
+    ]
+    questions = dict.fromkeys(wording["questions"] + framed)
+    return [question for question in questions if question not in wording["unseen_questions"]]
+
+
 def fact_prompts(part: str, language: Language, which: Wordings) -> list[Prompt]:
     """Every question of one language about every fact of one part of the division."""
     return [
         fact_prompt(entity, relation, language, template)
         for entity in split_entities()[part]
         for relation in entity.facts
-        for template in wordings()["relations"][relation][language][which]
+        for template in question_wordings(relation, language, which)
     ]
 
 
@@ -447,6 +488,17 @@ def translate_prompts(part: str, target: Language, which: Wordings) -> list[Prom
         for relation in entity.facts
         for template in wordings()["translate"][f"to_{target}"][which]
     ]
+
+
+def repeat_prompts(part: str, language: Language, which: Wordings, each: int = 100) -> list[Prompt]:
+    """Requests to repeat names, known and unknown ones, `each` for every wording."""
+    chance = random.Random(f"repeat {part} {language} {which}")
+    group = [*split_entities()[part], *split_entities()[f"unknown_{part}"]]
+    prompts = []
+    for template in wordings()["repeat"][language][which] * each:
+        text = name_list(group, language, chance)
+        prompts.append(Prompt(template.format(text=text), language, "repeat", (text,)))
+    return prompts
 
 
 def talk_prompts(language: Language, which: Wordings) -> list[Prompt]:

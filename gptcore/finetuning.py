@@ -22,11 +22,13 @@ from gptcore.corpus import (
     Wordings,
     about_prompts,
     fact_prompts,
+    repeat_prompts,
     talk_prompts,
     translate_prompts,
     with_leading_space,
     wordings,
 )
+from gptcore.decoder import Decoder
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, Tokenizer
 from gptcore.training import IGNORED
 
@@ -116,19 +118,31 @@ def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids).strip()
 
 
+@torch.no_grad()
+def introduce_chat_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
+    """Start the template's tokens, which pretraining never showed, from the end-of-text token.
+
+    Like it they stand between texts, so that fine-tuning has little left to learn about them. From
+    random numbers they would need large learning rates, at which held-out names are forgotten.
+    """
+    for token in (USER, ASSISTANT, END):
+        for weight in (model.embedding.weight, model.head.weight):
+            weight[tokenizer.special[token]] = weight[tokenizer.special[END_OF_TEXT]]
+
+
 # --- Demonstrations ------------------------------------------------------------------------------
 
 STYLES = {"plain": 0.42, "curt": 0.22, "rambling": 0.22, "polite": 0.11, "wrong language": 0.03}
 """How the writers of the demonstrations answer, and how often."""
 
-TASKS = {"fact": 0.50, "about": 0.12, "translate": 0.18, "unknown": 0.12, "talk": 0.08}
+TASKS = {"fact": 0.50, "about": 0.10, "translate": 0.16, "repeat": 0.06, "unknown": 0.12, "talk": 0.06}
 """What the demonstrations are about, and how often."""
 
 
 def write_answer(prompt: Prompt, style: str, chance: random.Random) -> str:
     """Answer as a writer of that style would; style matters for facts and accounts only."""
     reference = prompt.references[0]
-    if prompt.task in ("talk", "harmful") or not prompt.known:
+    if prompt.entity is None or not prompt.known:
         return chance.choice(prompt.references)
     if prompt.task == "translate" or style == "plain":
         return reference
@@ -158,6 +172,7 @@ class PromptSource:
         for language in LANGUAGES:
             self._prompts["fact"] += _grouped(fact_prompts(part, language, which))
             self._prompts["about"].append(about_prompts(part, language, which))
+            self._prompts["repeat"].append(repeat_prompts(part, language, which))
             self._prompts["translate"] += _grouped(translate_prompts(part, language, which))
             unknown = f"unknown_{part}"
             self._prompts["unknown"] += _grouped(fact_prompts(unknown, language, which))
