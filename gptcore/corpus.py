@@ -218,9 +218,9 @@ def _invented(kind: str, count: int, chance: random.Random) -> list[Entity]:
 
 SPLITS = ("train", "validation", "test", "unknown_train", "unknown_validation", "unknown_test")
 _SHARES = {  # of the entities of a kind: validation, test, and the three kinds of unknown
-    "country": (0.10, 0.18, 0.03, 0.04, 0.06),
-    "element": (0.10, 0.18, 0.03, 0.04, 0.06),
-    "animal": (0.10, 0.18, 0.03, 0.04, 0.06),
+    "country": (0.10, 0.18, 0.06, 0.04, 0.06),
+    "element": (0.10, 0.18, 0.06, 0.04, 0.06),
+    "animal": (0.10, 0.18, 0.06, 0.04, 0.06),
     "planet": (0.13, 0.26, 0.0, 0.0, 0.0),
     "arithmetic": (0.10, 0.18, 0.0, 0.0, 0.0),
 }
@@ -453,9 +453,7 @@ def question_wordings(relation: str, language: Language, which: Wordings) -> lis
     wording = wordings()["relations"][relation][language]
     if which == "unseen_questions":
         return wording["unseen_questions"]
-    framed = [
-        frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]
-    ]
+    framed = [frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]]
     questions = dict.fromkeys(wording["questions"] + framed)
     return [question for question in questions if question not in wording["unseen_questions"]]
 
@@ -490,7 +488,8 @@ def translate_prompts(part: str, target: Language, which: Wordings) -> list[Prom
     ]
 
 
-def repeat_prompts(part: str, language: Language, which: Wordings, each: int = 100) -> list[Prompt]:
+@cache
+def repeat_prompts(part: str, language: Language, which: Wordings, each: int = 100) -> tuple[Prompt, ...]:
     """Requests to repeat names, known and unknown ones, `each` for every wording."""
     chance = random.Random(f"repeat {part} {language} {which}")
     group = [*split_entities()[part], *split_entities()[f"unknown_{part}"]]
@@ -498,7 +497,7 @@ def repeat_prompts(part: str, language: Language, which: Wordings, each: int = 1
     for template in wordings()["repeat"][language][which] * each:
         text = name_list(group, language, chance)
         prompts.append(Prompt(template.format(text=text), language, "repeat", (text,)))
-    return prompts
+    return tuple(prompts)
 
 
 def talk_prompts(language: Language, which: Wordings) -> list[Prompt]:

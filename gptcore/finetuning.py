@@ -11,20 +11,25 @@ Paper: InstructGPT (arXiv 2203.02155), section 3.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptcore.corpus import (
     LANGUAGES,
+    Entity,
+    Language,
     Prompt,
     Wordings,
-    about_prompts,
-    fact_prompts,
+    about_prompt,
+    fact_prompt,
+    question_wordings,
     repeat_prompts,
+    split_entities,
     talk_prompts,
-    translate_prompts,
+    translate_prompt,
     with_leading_space,
     wordings,
 )
@@ -132,10 +137,10 @@ def introduce_chat_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-STYLES = {"plain": 0.42, "curt": 0.22, "rambling": 0.22, "polite": 0.11, "wrong language": 0.03}
+STYLES = {"plain": 0.43, "curt": 0.10, "rambling": 0.37, "polite": 0.08, "wrong language": 0.02}
 """How the writers of the demonstrations answer, and how often."""
 
-TASKS = {"fact": 0.50, "about": 0.10, "translate": 0.16, "repeat": 0.06, "unknown": 0.12, "talk": 0.06}
+TASKS = {"fact": 0.46, "about": 0.10, "translate": 0.19, "repeat": 0.04, "unknown": 0.15, "talk": 0.06}
 """What the demonstrations are about, and how often."""
 
 
@@ -167,32 +172,48 @@ class PromptSource:
     """
 
     def __init__(self, part: str = "train", which: Wordings = "questions") -> None:
-        # Of each task several lists, so that the few planets get their share beside the many countries.
-        self._prompts: dict[str, list[list[Prompt]]] = {task: [] for task in TASKS}
-        for language in LANGUAGES:
-            self._prompts["fact"] += _grouped(fact_prompts(part, language, which))
-            self._prompts["about"].append(about_prompts(part, language, which))
-            self._prompts["repeat"].append(repeat_prompts(part, language, which))
-            self._prompts["translate"] += _grouped(translate_prompts(part, language, which))
-            unknown = f"unknown_{part}"
-            self._prompts["unknown"] += _grouped(fact_prompts(unknown, language, which))
-            self._prompts["unknown"].append(about_prompts(unknown, language, which))
-            self._prompts["talk"].append(talk_prompts(language, which))
+        # Of each task several groups, so that the few planets get their share beside the many countries.
+        # A group holds entities and what is asked of them; the wording is chosen last.
+        self.which: Wordings = which
+        known, unknown = split_entities()[part], split_entities()[f"unknown_{part}"]
+        named = [entity for entity in known if entity.kind != "arithmetic"]
+        self._groups: dict[str, list[list[Any]]] = {
+            "fact": _by_relation(known),
+            "about": [[(entity, language) for entity in named] for language in LANGUAGES],
+            "translate": _by_relation(known),
+            "repeat": [list(repeat_prompts(part, language, which)) for language in LANGUAGES],
+            "unknown": [*_by_relation(unknown), [(entity, language) for entity in unknown for language in LANGUAGES]],
+            "talk": [talk_prompts(language, which) for language in LANGUAGES],
+        }
 
     def draw(self, chance: random.Random) -> Prompt:
         """One prompt of a random task."""
         task = chance.choices(list(TASKS), list(TASKS.values()))[0]
-        groups = self._prompts[task]
+        groups = self._groups[task]
         # Between "every relation alike" and "every fact alike".
         group = chance.choices(groups, [len(group) ** 0.5 for group in groups])[0]
-        return chance.choice(group)
+        drawn = chance.choice(group)
+        if isinstance(drawn, Prompt):
+            return drawn
+        entity, *relation, language = drawn
+        if task == "translate":
+            return translate_prompt(
+                entity, *relation, language, chance.choice(wordings()["translate"][f"to_{language}"][self.which])
+            )
+        if relation:
+            return fact_prompt(
+                entity, *relation, language, chance.choice(question_wordings(*relation, language, self.which))
+            )
+        return about_prompt(entity, language, chance.choice(wordings()["about"][entity.kind][language][self.which]))
 
 
-def _grouped(prompts: Iterable[Prompt]) -> list[list[Prompt]]:
-    """Prompts by relation."""
-    groups: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        groups.setdefault(prompt.relation, []).append(prompt)
+def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Language]]]:
+    """The facts of some entities, with the language in which to ask, by relation and language."""
+    groups: dict[tuple[str, Language], list[tuple[Entity, str, Language]]] = {}
+    for entity in group:
+        for relation in entity.facts:
+            for language in LANGUAGES:
+                groups.setdefault((relation, language), []).append((entity, relation, language))
     return list(groups.values())
 
 

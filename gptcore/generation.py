@@ -82,12 +82,12 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator | 
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one tensor, aligned at their ends.
+    """Sequences of different lengths as one tensor, aligned at their ends; the width is a multiple of 16.
 
     Returns:
         ids `(B, T)` and a mask `(B, T)`, False at padding.
     """
-    longest = max(map(len, sequences))
+    longest = -(-max(map(len, sequences)) // 16) * 16
     ids = torch.full((len(sequences), longest), pad_token)
     mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
     for row, sequence in enumerate(sequences):
@@ -162,10 +162,14 @@ def generate(
                 going &= (chosen != stop_token).cpu() & (step < limits)
                 if not going.any():
                     break
-                if going.sum() <= len(going) / 2:  # dropped half by half: copying at each step costs more
-                    keep = going.to(model.device)
-                    rows, limits, chosen, mask = rows[going], limits[going], chosen[keep], mask[keep]
-                    going = going[going]
+                # Finished rows are dropped half by half: copying at each step would cost more. Some are kept
+                # to make the number a multiple of 16, since a CPU compiles its kernels anew for each shape.
+                count = -(-int(going.sum()) // 16) * 16
+                if count <= len(going) / 2:
+                    keep = going.int().argsort(descending=True, stable=True)[:count]
+                    rows, limits, going = rows[keep], limits[keep], going[keep]
+                    keep = keep.to(model.device)
+                    chosen, mask = chosen[keep], mask[keep]
                     cache.keep(keep)
                 tokens = chosen[:, None]
                 mask = torch.cat((mask, going[:, None].to(model.device)), dim=1)

@@ -116,6 +116,15 @@ def sample_windows(
     return tokens[indices], targets[indices + 1]
 
 
+def few_shapes(rows: Tensor) -> Tensor:
+    """Rows `(N, C)` with rows of zeros after them, up to a multiple of 64.
+
+    A CPU compiles its kernels anew for each shape and keeps them all. Where the number of rows is
+    different in each batch, that costs seconds and gigabytes.
+    """
+    return F.pad(rows, (0, 0, 0, -len(rows) % 64))
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of `features @ weight.T`, a few rows at a time.
 
@@ -134,10 +143,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
             *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
         ):
             logarithms = F.log_softmax(rows @ weight.T, dim=1, dtype=torch.float32)  # (rows, V)
-            total -= logarithms.gather(1, wanted[:, None]).sum()
+            real = (wanted != IGNORED).nonzero().squeeze(1)  # all rows, but for padding at the end
+            total -= logarithms[real, wanted[real]].sum()
             # d loss / d logits = softmax(logits) - one-hot(target)
             slope = logarithms.exp_()
-            slope[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+            slope[real, wanted[real]] -= 1
+            slope[len(real) :] = 0
             slope = slope.to(weight.dtype)
             gradients.copy_(slope @ weight)
             weight_gradient += slope.T @ rows
@@ -165,6 +176,8 @@ def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Ten
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
+    features = few_shapes(features)
+    targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)
     return _HeadCrossEntropy.apply(features, weight, targets)
 
 

@@ -16,6 +16,7 @@ from gptcore.corpus import (
     about_prompts,
     fact_prompts,
     mentions,
+    repeat_prompts,
     split_entities,
     talk_prompts,
     translate_prompts,
@@ -195,7 +196,8 @@ def every_question(part, which):
     for language in LANGUAGES:
         prompts = fact_prompts(part, language, which) + about_prompts(part, language, which)
         prompts += fact_prompts(f"unknown_{part}", language, which) + about_prompts(f"unknown_{part}", language, which)
-        prompts += translate_prompts(part, language, which) + talk_prompts(language, which)
+        prompts += [*translate_prompts(part, language, which), *repeat_prompts(part, language, which)]
+        prompts += talk_prompts(language, which)
         found |= {bare(prompt.question): prompt for prompt in prompts}
     return found
 
@@ -228,7 +230,7 @@ def test_demonstrations_have_every_task_both_languages_known_and_unknown_and_sev
     prompts = [every_question("train", "questions")[bare(question)] for question, _ in turns()]
     counts = Counter((prompt.task, prompt.language, prompt.known) for prompt in prompts)
     for language in LANGUAGES:
-        for task in ("fact", "about", "translate", "talk", "harmful"):
+        for task in ("fact", "about", "translate", "repeat", "talk", "harmful"):
             assert counts[task, language, True] > 0
         for task in ("fact", "about"):
             assert counts[task, language, False] > 0
@@ -306,7 +308,7 @@ def test_a_source_draws_prompts_of_its_own_part_and_wordings(part, which):
     drawn = [source.draw(chance) for _ in range(400)]
     assert all(prompt.entity is None or id(prompt.entity) in members for prompt in drawn)
     assert all(bare(prompt.question) in every_question(part, which) for prompt in drawn)
-    assert {prompt.task for prompt in drawn} == {"fact", "about", "translate", "talk", "harmful"}
+    assert {prompt.task for prompt in drawn} == {"fact", "about", "translate", "repeat", "talk", "harmful"}
     assert {prompt.known for prompt in drawn} == {True, False}
     assert {prompt.language for prompt in drawn} == set(LANGUAGES)
 
