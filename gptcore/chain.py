@@ -422,7 +422,7 @@ class Chain:
 
     def _replay(self, tokenizer: Tokenizer) -> Callable[[int], tuple[Tensor, Tensor]]:
         """Small batches of pretraining text, against forgetting."""
-        text = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 2), 500_000)
+        text = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 2), 200_000)
         return text_batches((text, text), replace(self.recipe, batch_size=4), self.seed)
 
     # Scores

@@ -137,7 +137,7 @@ def introduce_chat_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-STYLES = {"plain": 0.43, "curt": 0.10, "rambling": 0.37, "polite": 0.08, "wrong language": 0.02}
+STYLES = {"plain": 0.43, "curt": 0.10, "rambling": 0.29, "polite": 0.16, "wrong language": 0.02}
 """How the writers of the demonstrations answer, and how often."""
 
 TASKS = {"fact": 0.46, "about": 0.10, "translate": 0.19, "repeat": 0.04, "unknown": 0.15, "talk": 0.06}

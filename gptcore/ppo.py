@@ -227,7 +227,7 @@ def kl_of_answers(
 class PPOConfig:
     """How the policy is improved."""
 
-    iterations: int = 38
+    iterations: int = 36
     """Rollouts, each followed by updates."""
     rollout_size: int = 256
     """Answers in a rollout."""
@@ -235,7 +235,7 @@ class PPOConfig:
     """Answers in an update."""
     epochs: int = 1
     """Passes over a rollout; clipping would make a second one safe, but fresh answers teach more for the same time."""
-    policy_rate: float = 4e-4
+    policy_rate: float = 5e-4
     """AdamW's learning rate for the policy; falls linearly to 0."""
     value_rate: float = 6e-4
     """AdamW's learning rate for the value model; falls likewise."""

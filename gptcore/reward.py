@@ -303,7 +303,7 @@ def replayed_reward_loss(model: RewardModel, batch: tuple[Sequence[Ballot], tupl
 
 
 @torch.inference_mode()
-def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 128) -> Tensor:
+def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
     """Rewards `(N,)` of whole conversations, in their order."""
     model.eval()
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))

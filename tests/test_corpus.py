@@ -29,9 +29,12 @@ from gptcore.corpus import (
     fact_prompts,
     join,
     mentions,
+    name_list,
     pretraining_documents,
+    question_wordings,
     read_text,
     relations_of,
+    repeat_prompts,
     split_entities,
     talk_prompts,
     tiny_shakespeare,
@@ -234,6 +237,8 @@ def templates_with_fields():
         for language in LANGUAGES:
             for template in [*wording[language]["statements"], wording[language]["answer"]]:
                 yield relation, template, about[0] | {"value"}
+            for template in wording[language]["topics"]:
+                yield relation, template, about[0]
             for which in ("questions", "unseen_questions"):
                 for template in wording[language][which]:
                     yield relation, template, about[0]
@@ -247,6 +252,14 @@ def templates_with_fields():
     for language in LANGUAGES:
         for template in wordings()["unknown"][language]["answers"]:
             yield "unknown", template, {"name"}
+        for template in wordings()["leads"][language] + wordings()["frames"][language]:
+            yield "topic", template, {"topic"}
+        for template in (
+            wordings()["repeat"][language]["questions"] + wordings()["repeat"][language]["unseen_questions"]
+        ):
+            yield "repeat", template, {"text"}
+        for template in wordings()["lists"][language]:
+            yield "lists", template, ("text", "text")  # said twice
         for style in wordings()["styles"][language].values():
             for template in style:
                 yield "style", template, {"answer"}
@@ -276,7 +289,8 @@ def test_english_templates_are_ascii_and_chinese_ones_are_chinese():
         assert wording["kind"] in {"country", "element", "planet", "animal", "arithmetic"}
         for language in LANGUAGES:
             for _, text in texts(wording[language], language):
-                assert text.isascii() == (language == "en"), text
+                if not re.fullmatch(r"{a}[+-]{b}", text):  # a formula is the same in both
+                    assert text.isascii() == (language == "en"), text
 
 
 def test_the_canonical_answer_is_one_of_the_statements_and_none_occurs_twice():
@@ -303,6 +317,20 @@ def test_unseen_wordings_are_not_among_the_seen_ones():
         assert not set(seen) & set(unseen)
 
 
+def test_a_question_in_a_frame_is_a_seen_wording_unless_it_is_one_of_the_unseen():
+    english = question_wordings("capital", "en", "questions")
+    assert "Do you know the capital city of {name}?" in english
+    assert "Tell me the difference of {a} and {b}." not in question_wordings("difference", "en", "questions")
+    for relation, wording in wordings()["relations"].items():
+        for language in LANGUAGES:
+            seen = question_wordings(relation, language, "questions")
+            unseen = question_wordings(relation, language, "unseen_questions")
+            assert unseen == wording[language]["unseen_questions"]
+            assert set(wording[language]["questions"]) < set(seen)
+            assert len(set(seen)) == len(seen)
+            assert not set(seen) & set(unseen)
+
+
 def test_every_statement_contains_name_and_value():
     for entity in entities():
         for relation in entity.facts:
@@ -320,10 +348,10 @@ def test_every_statement_contains_name_and_value():
 def test_statements_as_written_by_hand():
     assert find("Peru").state("capital", "en") == "The capital of Peru is Lima."
     assert find("Peru").state("capital", "zh") == "秘鲁的首都是利马。"
-    assert find("the Netherlands").state("continent", "en") == "The Netherlands lies in Europe."
+    assert find("the Netherlands").state("continent", "en") == "The continent of the Netherlands is Europe."
     assert find("iron").state("symbol", "en", "{name} is written {value}.") == "Iron is written Fe."
     assert find("3 + 4").state("sum", "zh") == "3加4等于7。"
-    assert find("9 - 2").state("difference", "en") == "9 minus 2 is 7."
+    assert find("9 - 2").state("difference", "en") == "The difference of 9 and 2 is 7."
 
 
 # --- The division --------------------------------------------------------------------------------
@@ -478,6 +506,46 @@ def test_every_fact_of_every_known_entity_is_told_in_both_languages_in_many_word
                     used[relation, language] |= told
     for (relation, language), told in used.items():
         assert len(told) > len(wordings()["relations"][relation][language]["statements"]) / 2
+
+
+def test_lists_say_known_names_twice_and_hold_no_sums():
+    chance = random.Random(0)
+    known = [*split_entities()["train"], *split_entities()["test"]]
+    names = {language: {e.names[language] for e in known if e.kind != "arithmetic"} for language in LANGUAGES}
+    for language, comma, stop in (("en", ", ", "."), ("zh", "、", "。")):
+        counts = set()
+        for _ in range(200):
+            line = name_list(known, language, chance)
+            parts = line.removesuffix(stop).split(comma)
+            assert set(parts) <= names[language], line
+            assert len(set(parts)) == len(parts)
+            counts.add(len(parts))
+        assert counts == {1, 2, 3, 4}
+
+
+def test_a_fact_is_announced_in_the_same_language_before_it_is_told():
+    peru = find("Peru")
+    leads = {peru.fill(lead.format(topic=topic), "en") for lead in wordings()["leads"]["en"] for topic in
+             wordings()["relations"]["capital"]["en"]["topics"]}  # fmt: skip
+    facts = {
+        peru.state("capital", "en", template) for template in wordings()["relations"]["capital"]["en"]["statements"]
+    }
+    announced = {f"{lead} {fact}" for lead in leads for fact in facts}
+    assert announced & set(documents(0, ENOUGH))
+
+
+def test_requests_to_repeat_name_entities_of_their_part_and_want_the_same_line_back():
+    for language in LANGUAGES:
+        prompts = repeat_prompts("validation", language, "unseen_questions")
+        assert {prompt.task for prompt in prompts} == {"repeat"}
+        for prompt in prompts:
+            assert prompt.references[0] in prompt.question
+            assert not set("{}") & set(prompt.question)
+        text = "\n".join(prompt.question for prompt in prompts)
+        assert any(mentions(text, entity) for entity in split_entities()["validation"])
+        assert any(mentions(text, entity) for entity in split_entities()["unknown_validation"])
+        hidden = [e for e in split_entities()["test"] if e.kind != "arithmetic"]
+        assert not [e.names for e in hidden if mentions(text, e)]
 
 
 def test_documents_are_not_questions_and_have_no_leftover_fields():

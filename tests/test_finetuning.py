@@ -32,10 +32,11 @@ from gptcore.finetuning import (
     encode_answer,
     encode_conversation,
     encode_prompt,
+    introduce_chat_tokens,
     pack,
     write_answer,
 )
-from gptcore.tokenizer import SPECIAL_TOKENS, Tokenizer
+from gptcore.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import IGNORED, generator_for, language_model_loss, sample_windows
 
 BYTES = Tokenizer([])  # no merges: a token a byte, and five special tokens
@@ -168,6 +169,21 @@ def test_replayed_documents_stand_between_conversations_and_are_trained_whole():
     assert found == pytest.approx(conversations_found, rel=0.15)
     start = ids.tolist().index(document[0])
     assert ids[start : start + 5].tolist() == targets[start : start + 5].tolist() == document
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama"])
+def test_chat_tokens_start_as_copies_of_end_of_text_and_no_other_token_changes(preset):
+    model = Decoder(DecoderConfig(BYTES.vocabulary_size, context_length=16, layers=1, width=8, heads=2, preset=preset))
+    torch.nn.init.normal_(model.head.weight)  # an untied head starts at 0, where a copy would show nothing
+    before = [weight.detach().clone() for weight in (model.embedding.weight, model.head.weight)]
+    introduce_chat_tokens(model, BYTES)
+    chat = (USER, ASSISTANT, END)
+    others = [token for token in range(BYTES.vocabulary_size) if token not in chat]
+    for old, new in zip(before, (model.embedding.weight, model.head.weight), strict=True):
+        assert torch.equal(new[others], old[others])
+        for token in chat:
+            assert torch.equal(new[token], old[BYTES.special[END_OF_TEXT]])
+            assert not torch.equal(new[token], old[token])
 
 
 # --- Demonstrations ------------------------------------------------------------------------------

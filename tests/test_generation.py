@@ -165,19 +165,21 @@ def test_generation_puts_the_model_into_evaluation_mode():
         assert not model.training
 
 
-def test_each_step_reads_only_new_tokens_and_fewer_than_twice_the_unfinished_rows():
+def test_each_step_reads_only_new_tokens_of_hardly_more_rows_than_are_unfinished():
     model = random_decoder(seed=11)
-    answers = [plain_greedy(model, prompt, greedy(10), STOP) for prompt in PROMPTS]
+    prompts = PROMPTS * 12
+    answers = [plain_greedy(model, prompt, greedy(10), STOP) for prompt in PROMPTS] * 12
     shapes = []
     model.embedding.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    generate(model, PROMPTS, greedy(10), STOP)
+    assert generate(model, prompts, greedy(10), STOP) == answers
     steps = range(1, max(map(len, answers)))
     still_going = [sum(len(answer) > step for answer in answers) for step in steps]
-    assert [time for _, time in shapes] == [7] + [1] * len(still_going)
+    assert [time for _, time in shapes] == [16] + [1] * len(still_going)  # prompts are padded to whole sixteens
     rows = [rows for rows, _ in shapes[1:]]
-    # Finished rows are dropped half by half, so that a processor meets few shapes.
-    assert all(going <= read < 2 * going for going, read in zip(still_going, rows, strict=True))
-    assert rows[-1] < 8  # some were dropped
+    assert all(read % 16 == 0 for read in rows)  # few shapes
+    for going, read in zip(still_going, rows, strict=True):
+        assert going <= read < 2 * (going + 16)
+    assert rows[-1] < len(prompts) / 2  # some were dropped
 
 
 def test_generation_runs_in_half_precision(monkeypatch):
@@ -385,10 +387,14 @@ def test_equal_seeds_give_equal_answers_and_other_seeds_others():
 # --- Bad input, and padding ----------------------------------------------------------------------
 
 
-def test_pad_left_aligns_sequences_at_their_ends():
+def test_pad_left_aligns_sequences_at_their_ends_in_a_width_of_whole_sixteens():
     ids, mask = pad_left([[1, 2, 3], [4], [5, 6]], pad_token=9)
-    assert ids.tolist() == [[1, 2, 3], [9, 9, 4], [9, 5, 6]]
-    assert mask.tolist() == [[True, True, True], [False, False, True], [False, True, True]]
+    assert ids.shape == mask.shape == (3, 16)
+    assert ids[:, -3:].tolist() == [[1, 2, 3], [9, 9, 4], [9, 5, 6]]
+    assert mask[:, -3:].tolist() == [[True, True, True], [False, False, True], [False, True, True]]
+    assert (ids[:, :-3] == 9).all()
+    assert not mask[:, :-3].any()
+    assert pad_left([[1] * 17], pad_token=9)[0].shape == (1, 32)
 
 
 @pytest.mark.parametrize(

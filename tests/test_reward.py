@@ -25,6 +25,7 @@ from gptcore.reward import (
     pad_right,
     pair_accuracy,
     preference_loss,
+    replayed_reward_loss,
     reward_loss,
     score,
     vote,
@@ -203,6 +204,15 @@ def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
     ]
     expected = torch.stack([-F.logsigmoid(reward(winner) - reward(loser)) for winner, loser in pairs]).mean()
     torch.testing.assert_close(reward_loss(model, ballots), expected)
+
+
+def test_the_replayed_loss_adds_half_the_language_models_loss_of_the_text():
+    model = RewardModel(tiny_decoder(), 1)
+    ballots = [Ballot(Prompt("?", "en", "talk", ("!",)), [1, 2], [[3], [4, 5]], [(0, 1)])]
+    text = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[2, 3, 4], [5, 6, 7]])
+    logits = model.trunk(text[0])
+    expected = reward_loss(model, ballots) + 0.5 * F.cross_entropy(logits.flatten(0, 1), text[1].flatten())
+    torch.testing.assert_close(replayed_reward_loss(model, (ballots, text)), expected)
 
 
 # --- Votes and answers ---------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from gptcore.training import (
     TrainingConfig,
     autocast,
     choose_precision,
+    few_shapes,
     generator_for,
     head_cross_entropy,
     language_model_loss,
@@ -178,6 +179,17 @@ def test_head_cross_entropy_and_its_gradients_equal_torchs(rows):
     (expected * 0.25).backward()
     torch.testing.assert_close(ours[0].grad, theirs[0].grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours[1].grad, theirs[1].grad, rtol=1e-4, atol=1e-4)
+
+
+@given(rows=st.integers(0, 200))
+@slow_start
+def test_few_shapes_adds_rows_of_zeros_up_to_a_multiple_of_64(rows):
+    values = torch.rand(rows, 3) + 1
+    padded = few_shapes(values)
+    assert len(padded) % 64 == 0
+    assert 0 <= len(padded) - rows < 64
+    assert torch.equal(padded[:rows], values)
+    assert (padded[rows:] == 0).all()
 
 
 def test_head_cross_entropy_under_autocast_is_near_the_exact_one_with_float32_gradients():
