@@ -55,10 +55,10 @@ class Recipe:
     """Shape of the model; the vocabulary size is replaced by the trained tokenizer's."""
     batch_size: int = 16
     """Windows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
-    pretraining: TrainingConfig = TrainingConfig(steps=600)
+    pretraining: TrainingConfig = TrainingConfig(steps=580)
     """Pretraining; after it the model knows nearly every fact in the words of the texts."""
     finetuning: TrainingConfig = TrainingConfig(
-        steps=1450, matrix_rate=0.006, embedding_rate=0.0004, head_rate=0.0004, scalar_rate=0.0004
+        steps=1400, matrix_rate=0.006, embedding_rate=0.0004, head_rate=0.0004, scalar_rate=0.0004
     )
     """Fine-tuning; slow embeddings and head, or names that no conversation holds are forgotten."""
     replayed: float = 0.65

@@ -209,8 +209,9 @@ def _invented(kind: str, count: int, chance: random.Random) -> list[Entity]:
             names = {"en": stem + ending, "zh": stem_zh + _ANIMAL_ENDINGS[ending]}
         else:
             names = {"en": stem + "ium", "zh": characters[len(found) % len(characters)]}
-        # Each Chinese element character comes only once, so that the splits stay disjoint.
-        if not taken & set(names.values()):
+        # Each Chinese element character comes only once, so that the splits stay disjoint; and no name may
+        # hold a real one, whose entity would else be met where it must not (加纳, Ghana, in 加纳尼亚).
+        if not taken & set(names.values()) and not any(len(name) > 1 and name in names["zh"] for name in taken):
             found.append(Entity(kind, names, facts))
             taken |= set(names.values())
     return found
@@ -414,7 +415,8 @@ def fact_prompt(entity: Entity, relation: str, language: Language, template: str
     """Ask for one fact; `template` is one of the relation's question wordings."""
     known = bool(entity.facts[relation][language]) and entity not in _unknown()
     if known:
-        answers = wordings()["relations"][relation][language]["statements"]
+        wording = wordings()["relations"][relation][language]
+        answers = dict.fromkeys([wording["answer"], *wording["statements"]])
         references = tuple(entity.state(relation, language, answer) for answer in answers)
     else:
         references = _refusals(entity, language)

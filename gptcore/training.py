@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 # On a CPU, oneDNN keeps a compiled kernel for each shape of matrix it has met, a thousand of them by
 # default. Answers come in every length: without a bound the kernels fill a gigabyte.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 IGNORED = -100
 """Target of a position that is not trained; torch's own convention for cross-entropy."""

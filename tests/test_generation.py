@@ -179,7 +179,7 @@ def test_each_step_reads_only_new_tokens_of_hardly_more_rows_than_are_unfinished
     assert all(read % 16 == 0 for read in rows)  # few shapes
     for going, read in zip(still_going, rows, strict=True):
         assert going <= read < 2 * (going + 16)
-    assert rows[-1] < len(prompts) / 2  # some were dropped
+    assert rows[-1] <= len(prompts) / 2  # some were dropped
 
 
 def test_generation_runs_in_half_precision(monkeypatch):
