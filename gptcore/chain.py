@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def ask(
     return [decode_answer(tokenizer, ids) for ids in answers]
 
 
+@cache
 def exam(part: str) -> dict[str, list[Prompt]]:
     """The questions behind the scores, the same in every run: each fact once in a seen wording, once in an unseen one.
 
