@@ -234,7 +234,7 @@ class PPOConfig:
     minibatch_size: int = 64
     """Answers in an update."""
     epochs: int = 1
-    """Passes over a rollout; clipping would make a second one safe, but fresh answers teach more for the same time."""
+    """Passes over a rollout; clipping makes more than one safe, at the price of time."""
     policy_rate: float = 5e-4
     """AdamW's learning rate for the policy; falls linearly to 0."""
     value_rate: float = 6e-4
