@@ -3,8 +3,8 @@
     tokenizer -> pretraining -> fine-tuning -> reward model -> PPO
 
 Each stage leaves its model in the output folder, so that an interrupted run goes on where it was, and
-the report says what each stage took and what came of it. All choices of the recipe were made on the
-validation entities; the scores here are those of the test entities.
+the report says what each stage took and what came of it. Choices of the recipe belong to the validation
+entities (EXPERIMENTS.md names two that were not made there); the scores here are those of the test entities.
 """
 
 import copy

@@ -148,7 +148,7 @@ def write_flawed_answer(prompt: Prompt, chance: random.Random) -> str:
 
     A reward model that never saw an answer of some kind grades it at random, and PPO will find out.
     """
-    if prompt.task == "repeat" and chance.random() < 0.5:  # a list that is nearly right
+    if prompt.task == "repeat" and chance.random() < 0.5:  # another list, or only its first name
         other = chance.choice(repeat_prompts("train", prompt.language, "questions")).references[0]
         return other if chance.random() < 0.5 else prompt.references[0].split(",")[0].split("、")[0]
     if prompt.entity is None:
