@@ -305,13 +305,11 @@ def pretraining_documents(seed: int) -> Iterator[str]:
     while True:
         documents = []
         for entity in known:
-            # Every entity gets about as many sentences, however few facts it has. Sums get twice as
-            # many: all of them share the same few numbers, which makes them the hardest to remember.
-            for _ in range({"country": 1, "animal": 1, "element": 2, "planet": 2, "arithmetic": 3}[entity.kind]):
+            # Every entity gets about as many sentences, however few facts it has.
+            for _ in range({"country": 1, "animal": 1, "element": 2, "planet": 2, "arithmetic": 2}[entity.kind]):
                 documents += [_paragraph(entity, language, chance) for language in LANGUAGES]
                 documents += [_parallel(entity, relation, chance) for relation in entity.facts]
                 documents += [_section(entity, r, language, chance) for r in entity.facts for language in LANGUAGES]
-        documents += [_list(known, chance) for _ in range(len(documents) // 15)]
         documents += [_talk(chance) for _ in range(len(documents) // 30)]
         chance.shuffle(documents)
         yield from documents
@@ -336,20 +334,6 @@ def _section(entity: Entity, relation: str, language: Language, chance: random.R
     lead = chance.choice(wordings()["leads"][language]).format(topic=chance.choice(wording["topics"]))
     fact = wording["answer"] if chance.random() < 0.5 else chance.choice(wording["statements"])
     return join([entity.fill(lead, language), entity.state(relation, language, fact)], language)
-
-
-def _list(group: Sequence[Entity], chance: random.Random) -> str:
-    """Unrelated names, said twice. Nothing foretells the second time but the first: practice in copying."""
-    language = chance.choice(LANGUAGES)
-    text = name_list(group, language, chance)
-    return chance.choice(wordings()["lists"][language]).format(text=text)
-
-
-def name_list(group: Sequence[Entity], language: Language, chance: random.Random) -> str:
-    """One to four names of different entities, as a line; no sums, which have no name."""
-    named = [entity for entity in group if not entity.operands]
-    names = [entity.names[language] for entity in chance.sample(named, chance.randint(1, 4))]
-    return {"en": ", ", "zh": "、"}[language].join(names) + {"en": ".", "zh": "。"}[language]
 
 
 def join(sentences: list[str], language: Language) -> str:
@@ -395,7 +379,7 @@ class Prompt:
     """What the user says."""
     language: Language
     """Language that the answer should have."""
-    task: Literal["fact", "about", "translate", "repeat", "talk", "harmful"]
+    task: Literal["fact", "about", "translate", "talk", "harmful"]
     """What is asked for."""
     references: tuple[str, ...]
     """Good answers, the canonical one first."""
@@ -446,18 +430,62 @@ def _unknown() -> frozenset[Entity]:
     return frozenset(entity for name in SPLITS[3:] for entity in parts[name])
 
 
-Wordings = Literal["questions", "unseen_questions"]
+Wordings = Literal["train", "validation", "test"]
+"""Which wordings: those that training sees, or the ones held out for choosing or for reporting."""
+
+
+def _letters(template: str) -> str:
+    return "".join(c for c in template.lower() if c.isalnum() or c in "{}+-=")
+
+
+def nearly_equal(held_out: str, seen: str) -> bool:
+    """Whether a seen wording holds the held-out one whole, or all but a word or two of it."""
+    a, b = _letters(held_out), _letters(seen)
+    return a in b or (b in a and len(b) > 0.8 * len(a))
+
+
+def _divide(
+    questions: Sequence[str], key: str, composed: Sequence[str] = (), wrapped: Sequence[str] = ()
+) -> dict[Wordings, list[str]]:
+    """Divide wordings as the entities are: up to three to validation and to test, drawn, not chosen.
+
+    Only such are drawn as no other wording, written or composed, nearly equals.
+
+    Args:
+        questions: the wordings as they are written in the table.
+        key: name of the question; the draw depends on it.
+        composed: further wordings for training.
+        wrapped: templates of a `{question}`; around each of the others they make more wordings for training.
+    """
+    others = [*questions, *composed]
+    apart = [q for q in questions if sum(nearly_equal(q, other) for other in others) == 1]  # only itself
+    each = min(3, len(questions) // 6)
+    held_out = random.Random(f"wordings, {key}").sample(apart, 2 * each)
+    seen = [question for question in dict.fromkeys(others) if question not in held_out]
+    seen += [wrap.format(question=q) for wrap in wrapped for q in questions if q not in held_out]
+    return {"train": seen, "validation": held_out[:each], "test": held_out[each:]}
 
 
 @cache
 def question_wordings(relation: str, language: Language, which: Wordings) -> list[str]:
-    """The templates that ask for a relation. Those seen in training are many: a frame around any topic is one, too."""
+    """The templates that ask for a relation. Those of training are many: a frame around any topic is one, too."""
     wording = wordings()["relations"][relation][language]
-    if which == "unseen_questions":
-        return wording["unseen_questions"]
     framed = [frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]]
-    questions = dict.fromkeys(wording["questions"] + framed)
-    return [question for question in questions if question not in wording["unseen_questions"]]
+    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language])[which]
+
+
+@cache
+def other_wordings(*key: str, which: Wordings) -> list[str]:
+    """The templates, or whole questions, of a task that is no question about one fact.
+
+    Args:
+        key: where they stand in `wordings.json`, such as `"about", "country", "en"`.
+        which: the part of the division.
+    """
+    table: dict = wordings()
+    for part in key:
+        table = table[part]
+    return _divide(table["questions"], " ".join(key))[which]
 
 
 def fact_prompts(part: str, language: Language, which: Wordings) -> list[Prompt]:
@@ -476,7 +504,7 @@ def about_prompts(part: str, language: Language, which: Wordings) -> list[Prompt
         about_prompt(entity, language, template)
         for entity in split_entities()[part]
         if entity.kind != "arithmetic"
-        for template in wordings()["about"][entity.kind][language][which]
+        for template in other_wordings("about", entity.kind, language, which=which)
     ]
 
 
@@ -486,31 +514,20 @@ def translate_prompts(part: str, target: Language, which: Wordings) -> list[Prom
         translate_prompt(entity, relation, target, template)
         for entity in split_entities()[part]
         for relation in entity.facts
-        for template in wordings()["translate"][f"to_{target}"][which]
+        for template in other_wordings("translate", f"to_{target}", which=which)
     ]
-
-
-@cache
-def repeat_prompts(part: str, language: Language, which: Wordings, each: int = 100) -> tuple[Prompt, ...]:
-    """Requests to repeat names, known and unknown ones, `each` for every wording."""
-    chance = random.Random(f"repeat {part} {language} {which}")
-    group = [*split_entities()[part], *split_entities()[f"unknown_{part}"]]
-    prompts = []
-    for template in wordings()["repeat"][language][which] * each:
-        text = name_list(group, language, chance)
-        prompts.append(Prompt(template.format(text=text), language, "repeat", (text,)))
-    return tuple(prompts)
 
 
 def talk_prompts(language: Language, which: Wordings) -> list[Prompt]:
     """Greetings, thanks, farewells, questions about the model, and harmful or rude requests."""
     prompts = [
         Prompt(question, language, "talk", tuple(topic[language]["answers"]))
-        for topic in wordings()["small_talk"].values()
-        for question in topic[language][which]
+        for name, topic in wordings()["small_talk"].items()
+        for question in other_wordings("small_talk", name, language, which=which)
     ]
-    harmful = wordings()["harmful"][language]
-    return prompts + [Prompt(question, language, "harmful", tuple(harmful["answers"])) for question in harmful[which]]
+    answers = tuple(wordings()["harmful"][language]["answers"])
+    harmful = other_wordings("harmful", language, which=which)
+    return prompts + [Prompt(question, language, "harmful", answers) for question in harmful]
 
 
 # --- Other texts ---------------------------------------------------------------------------------

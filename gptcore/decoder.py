@@ -39,6 +39,9 @@ class DecoderConfig:
     """Inner width of the feed-forward part; None for the preset's own: 4 C, or 8/3 C with a gate."""
     preset: Literal["gpt2", "llama"] = "llama"
     """Which published architecture; `llama` learns several times faster at this size."""
+    separator: int | None = None
+    """Id of the token that begins a new text. Training puts many texts into one window, and a token looks
+    only at its own text, as in Llama 3 (arXiv 2407.21783, section 3.2); None lets it look at all."""
     norm_epsilon: float = 1e-5
     """Added to the variance in the norms, as in both papers' code."""
     rotary_base: float = 10_000.0
@@ -153,7 +156,8 @@ class Decoder(nn.Module):
             tokens: `(B, T)` ids.
             token_mask: `(B, S)` bool, False at padding (left or right), over the cached positions
                 and the new ones; None if there is no padding.
-            cache: keys and values of the positions already read; gets those of `tokens`.
+            cache: keys and values of the positions already read; gets those of `tokens`. What is
+                generated is one text: with a cache, `separator` has no effect.
             attention_weights: a list that receives each layer's `(B, H, T, S)` weights.
 
         Returns:
@@ -185,6 +189,12 @@ class Decoder(nn.Module):
             mask = causal_mask(T, S, tokens.device) & token_mask[:, None, None, :]  # (B, 1, T, S)
             # Padding looks at itself, so that no row of the softmax is empty.
             mask = mask | torch.eye(S, dtype=torch.bool, device=tokens.device)[past:]
+        if cache is None and self.config.separator is not None:
+            starts = tokens == self.config.separator
+            if starts[:, 1:].any():  # several texts in a row: none looks back into another
+                text = starts.cumsum(dim=1)  # (B, T) number of each token's text
+                same = text[:, None, :, None] == text[:, None, None, :]  # (B, 1, T, T)
+                mask = same & (causal_mask(T, S, tokens.device) if mask is None else mask)
 
         x = self.embedding(tokens)
         rotary = None

@@ -3,7 +3,9 @@
 Conversations are written in a template of special tokens, and the loss counts only what the
 assistant says, its end token included: the model shall learn to answer and to stop, not to ask.
 
-    <|user|> What is the capital of Peru?<|assistant|> The capital of Peru is Lima.<|end|>
+    <|endoftext|><|user|> What is the capital of Peru?<|assistant|> The capital of Peru is Lima.<|end|>
+
+The first token says, as in pretraining, that a new text begins.
 
 The demonstrations are of mixed quality on purpose, like those of real people: plain, curt,
 rambling, polite, sometimes in the wrong language. Reinforcement learning has something to improve.
@@ -25,8 +27,8 @@ from gptcore.corpus import (
     Wordings,
     about_prompt,
     fact_prompt,
+    other_wordings,
     question_wordings,
-    repeat_prompts,
     split_entities,
     talk_prompts,
     translate_prompt,
@@ -51,11 +53,15 @@ def encode_prompt(tokenizer: Tokenizer, question: str, history: Sequence[Turn] =
         question: the user's last message.
         history: earlier turns.
     """
-    ids: list[int] = []
+    ids = [tokenizer.special[END_OF_TEXT]]
     for user, assistant in history:
-        ids += encode_prompt(tokenizer, user) + encode_answer(tokenizer, assistant)
+        ids += _encode_question(tokenizer, user) + encode_answer(tokenizer, assistant)
+    return ids + _encode_question(tokenizer, question)
+
+
+def _encode_question(tokenizer: Tokenizer, question: str) -> list[int]:
     question_ids = tokenizer.encode(with_leading_space(question))
-    return [*ids, tokenizer.special[USER], *question_ids, tokenizer.special[ASSISTANT]]
+    return [tokenizer.special[USER], *question_ids, tokenizer.special[ASSISTANT]]
 
 
 def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
@@ -70,10 +76,10 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[li
         ids, and as many targets: the id itself where the assistant speaks (its end token
         included), `IGNORED` elsewhere. Shifting by one is left to who cuts the batches.
     """
-    ids: list[int] = []
-    targets: list[int] = []
+    ids = [tokenizer.special[END_OF_TEXT]]
+    targets = [IGNORED]
     for question, answer in turns:
-        prompt, reply = encode_prompt(tokenizer, question), encode_answer(tokenizer, answer)
+        prompt, reply = _encode_question(tokenizer, question), encode_answer(tokenizer, answer)
         ids += prompt + reply
         targets += [IGNORED] * len(prompt) + reply
     return ids, targets
@@ -140,27 +146,28 @@ def introduce_chat_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
 STYLES = {"plain": 0.43, "curt": 0.10, "rambling": 0.29, "polite": 0.16, "wrong language": 0.02}
 """How the writers of the demonstrations answer, and how often."""
 
-TASKS = {"fact": 0.46, "about": 0.10, "translate": 0.19, "repeat": 0.04, "unknown": 0.15, "talk": 0.06}
+TASKS = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}
 """What the demonstrations are about, and how often."""
 
 
 def write_answer(prompt: Prompt, style: str, chance: random.Random) -> str:
-    """Answer as a writer of that style would; style matters for facts and accounts only."""
-    reference = prompt.references[0]
-    if prompt.entity is None or not prompt.known:
+    """Answer as a writer of that style would; talk has no style."""
+    if prompt.entity is None:
         return chance.choice(prompt.references)
-    if prompt.task == "translate" or style == "plain":
-        return reference
-    if style == "curt":
+    answer = prompt.references[0] if prompt.known else chance.choice(prompt.references)
+    styled = prompt.known and prompt.task != "translate"  # others are at most long-winded
+    if style == "rambling" or (style == "polite" and styled):
+        return chance.choice(wordings()["styles"][prompt.language][style]).format(answer=answer)
+    if style == "curt" and styled:
         # A bare value; of an account the first sentence.
         if prompt.relation:
             return prompt.entity.facts[prompt.relation][prompt.language]
         return prompt.entity.state(next(iter(prompt.entity.facts)), prompt.language)
-    if style == "wrong language":
+    if style == "wrong language" and styled:
         other = next(language for language in LANGUAGES if language != prompt.language)
         relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)[:2]
         return " ".join(prompt.entity.state(relation, other) for relation in relations)
-    return chance.choice(wordings()["styles"][prompt.language][style]).format(answer=reference)
+    return answer
 
 
 class PromptSource:
@@ -168,10 +175,10 @@ class PromptSource:
 
     Args:
         part: `train`, `validation` or `test`; with it go `unknown_train` and so on.
-        which: the wordings of the questions; fine-tuning sees `questions`, never `unseen_questions`.
+        which: the wordings of the questions; training sees only those of `train`.
     """
 
-    def __init__(self, part: str = "train", which: Wordings = "questions") -> None:
+    def __init__(self, part: str = "train", which: Wordings = "train") -> None:
         # Of each task several groups, so that the few planets get their share beside the many countries.
         # A group holds entities and what is asked of them; the wording is chosen last.
         self.which: Wordings = which
@@ -181,7 +188,6 @@ class PromptSource:
             "fact": _by_relation(known),
             "about": [[(entity, language) for entity in named] for language in LANGUAGES],
             "translate": _by_relation(known),
-            "repeat": [list(repeat_prompts(part, language, which)) for language in LANGUAGES],
             "unknown": [*_by_relation(unknown), [(entity, language) for entity in unknown for language in LANGUAGES]],
             "talk": [talk_prompts(language, which) for language in LANGUAGES],
         }
@@ -198,13 +204,18 @@ class PromptSource:
         entity, *relation, language = drawn
         if task == "translate":
             return translate_prompt(
-                entity, *relation, language, chance.choice(wordings()["translate"][f"to_{language}"][self.which])
+                entity,
+                *relation,
+                language,
+                chance.choice(other_wordings("translate", f"to_{language}", which=self.which)),
             )
         if relation:
             return fact_prompt(
                 entity, *relation, language, chance.choice(question_wordings(*relation, language, self.which))
             )
-        return about_prompt(entity, language, chance.choice(wordings()["about"][entity.kind][language][self.which]))
+        return about_prompt(
+            entity, language, chance.choice(other_wordings("about", entity.kind, language, which=self.which))
+        )
 
 
 def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Language]]]:

@@ -249,8 +249,8 @@ class PPOConfig:
     """Largest change of a ratio that is rewarded, and of a value."""
     discount: float = 1.0
     """Gamma: an answer is short, its end matters as much as its beginning."""
-    smoothing: float = 0.95
-    """Lambda of the advantages."""
+    smoothing: float = 1.0
+    """Lambda of the advantages; 1, for few tokens lie between a choice and its grade."""
     temperature: float = 1.0
     """Of sampling, and of every log-probability."""
     max_new_tokens: int = 64
@@ -338,7 +338,10 @@ class PPO:
         answers = generate(self.policy, prompt_ids, sampling, self.tokenizer.special[END], generator)
         sampled = time.perf_counter()
 
-        sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
+        # In order of length, so that the chunks below hold little padding.
+        pairs = sorted(zip(prompt_ids, answers, strict=True), key=lambda pair: len(pair[0]) + len(pair[1]))
+        prompt_ids, answers = zip(*pairs, strict=True)
+        sequences = [prompt + answer for prompt, answer in pairs]
         tokens, lengths = pad_right(sequences, self.policy.config.context_length)
         mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
         finished = torch.tensor([answer[-1] == self.tokenizer.special[END] for answer in answers])

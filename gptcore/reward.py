@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.corpus import Language, Prompt, join, repeat_prompts, split_entities, wordings
+from gptcore.corpus import Language, Prompt, join, split_entities, wordings
 from gptcore.decoder import Decoder
 from gptcore.evaluation import gold_score
 from gptcore.finetuning import (
@@ -148,9 +148,6 @@ def write_flawed_answer(prompt: Prompt, chance: random.Random) -> str:
 
     A reward model that never saw an answer of some kind grades it at random, and PPO will find out.
     """
-    if prompt.task == "repeat" and chance.random() < 0.5:  # another list, or only its first name
-        other = chance.choice(repeat_prompts("train", prompt.language, "questions")).references[0]
-        return other if chance.random() < 0.5 else prompt.references[0].split(",")[0].split("、")[0]
     if prompt.entity is None:
         return chance.choice(chance.choice(_other_talk(prompt.language)))
     flaw = chance.random()

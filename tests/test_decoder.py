@@ -249,6 +249,39 @@ def test_the_order_of_the_batch_changes_nothing(preset):
         assert_same(model(tokens[order], mask[order])[real], model(tokens, mask)[order][real])
 
 
+SEPARATOR = 0
+TWO_TEXTS = torch.tensor([[4, 5, SEPARATOR, 7, 8, 9], [SEPARATOR, 5, 6, 7, SEPARATOR, 9]])  # each row: two texts
+
+
+@torch.no_grad()
+def test_texts_in_one_window_are_read_as_if_each_stood_alone():
+    model = random_decoder(preset="llama", separator=SEPARATOR)
+    together = model(TWO_TEXTS)
+    for row, begin in ((0, 2), (1, 4)):
+        assert_same(together[row, :begin], model(TWO_TEXTS[row : row + 1, :begin])[0])
+        assert_same(together[row, begin:], model(TWO_TEXTS[row : row + 1, begin:])[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", PRESETS)
+def test_only_a_separator_hides_the_earlier_text(preset):
+    other = TWO_TEXTS.clone()
+    other[0, 0] = 11
+    for separator, hidden in ((SEPARATOR, True), (None, False)):
+        model = random_decoder(preset=preset, separator=separator)
+        change = (model(TWO_TEXTS) - model(other)).abs()[0]
+        assert change[:2].amax(dim=1).min() > 1e-3  # the text itself
+        assert (change[2:].max() < 1e-6) == hidden
+
+
+@torch.no_grad()
+def test_separated_texts_may_be_padded_too():
+    model = random_decoder(preset="llama", separator=SEPARATOR)
+    mask = torch.tensor([[True] * 6 + [False] * 2] * 2)
+    with_padding = model(torch.cat((TWO_TEXTS, random_tokens(3, 2, 2)), dim=1), token_mask=mask)[:, :6]
+    assert_same(with_padding, model(TWO_TEXTS))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_order_of_the_tokens_does_count(preset):
     # Without positions attention could not tell two orders of the same earlier tokens apart.

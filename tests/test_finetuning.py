@@ -16,7 +16,6 @@ from gptcore.corpus import (
     about_prompts,
     fact_prompts,
     mentions,
-    repeat_prompts,
     split_entities,
     talk_prompts,
     translate_prompts,
@@ -40,7 +39,7 @@ from gptcore.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import IGNORED, generator_for, language_model_loss, sample_windows
 
 BYTES = Tokenizer([])  # no merges: a token a byte, and five special tokens
-USER, ASSISTANT, END = 257, 258, 259
+START, USER, ASSISTANT, END = 256, 257, 258, 259
 steady = settings(deadline=None, derandomize=True)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 
@@ -54,9 +53,9 @@ def exact_arithmetic(monkeypatch):
 
 # "Hi" 72 105, "Yo" 89 111, "好" 229 165 189, "ok" 111 107; 32 is the space before ASCII.
 TURNS = [("Hi", "Yo"), ("好", "ok")]
-IDS = [USER, 32, 72, 105, ASSISTANT, 32, 89, 111, END, USER, 229, 165, 189, ASSISTANT, 32, 111, 107, END]
+IDS = [START, USER, 32, 72, 105, ASSISTANT, 32, 89, 111, END, USER, 229, 165, 189, ASSISTANT, 32, 111, 107, END]
 ___ = IGNORED
-TARGETS = [___, ___, ___, ___, ___, 32, 89, 111, END, ___, ___, ___, ___, ___, 32, 111, 107, END]
+TARGETS = [___, ___, ___, ___, ___, ___, 32, 89, 111, END, ___, ___, ___, ___, ___, 32, 111, 107, END]
 
 
 def packed(conversations, count, replayed=0.0):
@@ -64,7 +63,12 @@ def packed(conversations, count, replayed=0.0):
 
 
 def test_the_special_tokens_are_where_this_file_expects_them():
-    assert [BYTES.special[name] for name in ("<|user|>", "<|assistant|>", "<|end|>")] == [USER, ASSISTANT, END]
+    assert [BYTES.special[name] for name in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>")] == [
+        START,
+        USER,
+        ASSISTANT,
+        END,
+    ]
 
 
 def test_a_conversation_of_two_turns_as_written_out_by_hand():
@@ -112,15 +116,15 @@ def test_the_two_classic_mistakes_give_another_mask_and_another_loss(mistake):
         return language_model_loss(model, sample_windows(*stream, 1, len(ids) - 1, generator_for(0)))
 
     logits = model(torch.tensor([IDS[:-1]]))[0]
-    by_hand = torch.stack([F.cross_entropy(logits[t - 1], torch.tensor(IDS[t])) for t in (5, 6, 7, 8, 14, 15, 16, 17)])
+    by_hand = torch.stack([F.cross_entropy(logits[t - 1], torch.tensor(IDS[t])) for t in (6, 7, 8, 9, 15, 16, 17, 18)])
     torch.testing.assert_close(loss(targets), by_hand.mean())
     assert mistake(ids, targets) != targets
     assert abs(loss(mistake(ids, targets)) - loss(targets)) > 0.01
 
 
 def test_a_prompt_ends_where_the_assistant_shall_speak():
-    assert encode_prompt(BYTES, "Hi") == [USER, 32, 72, 105, ASSISTANT]
-    assert encode_prompt(BYTES, "好", [("Hi", "Yo")]) == IDS[:14]
+    assert encode_prompt(BYTES, "Hi") == [START, USER, 32, 72, 105, ASSISTANT]
+    assert encode_prompt(BYTES, "好", [("Hi", "Yo")]) == IDS[:15]
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
@@ -144,8 +148,8 @@ def test_an_answer_decodes_to_its_text_without_the_templates_space(text):
 def test_special_tokens_cannot_come_from_what_people_write(special):
     attack = f"Hi{special} {special}{special}"
     ids, targets = encode_conversation(BYTES, [(attack, attack)])
-    assert [token for token in ids if token >= 256] == [USER, ASSISTANT, END]
-    assert (ids[0], ids[-1]) == (USER, END)
+    assert [token for token in ids if token >= 256] == [START, USER, ASSISTANT, END]
+    assert (ids[0], ids[1], ids[-1]) == (START, USER, END)
     assert targets[: ids.index(ASSISTANT) + 1] == [IGNORED] * (ids.index(ASSISTANT) + 1)
     assert BYTES.decode(ids).count(special) == 6
 
@@ -212,7 +216,7 @@ def every_question(part, which):
     for language in LANGUAGES:
         prompts = fact_prompts(part, language, which) + about_prompts(part, language, which)
         prompts += fact_prompts(f"unknown_{part}", language, which) + about_prompts(f"unknown_{part}", language, which)
-        prompts += [*translate_prompts(part, language, which), *repeat_prompts(part, language, which)]
+        prompts += translate_prompts(part, language, which)
         prompts += talk_prompts(language, which)
         found |= {bare(prompt.question): prompt for prompt in prompts}
     return found
@@ -232,21 +236,24 @@ def test_demonstrations_name_no_entity_that_is_held_out():
 def test_demonstrations_ask_no_held_out_sum():
     asked = {bare(question) for question, _ in turns()}
     for part in ("validation", "test"):
-        assert not asked & {q for q, p in every_question(part, "questions").items() if p.entity}
+        assert not asked & {q for q, p in every_question(part, "train").items() if p.entity}
 
 
 def test_demonstrations_ask_in_seen_wordings_only():
-    seen, unseen = every_question("train", "questions"), every_question("train", "unseen_questions")
+    seen, unseen = (
+        every_question("train", "train"),
+        every_question("train", "test") | every_question("train", "validation"),
+    )
     for question, _ in turns():
         assert bare(question) in seen, question
     assert not {bare(question) for question, _ in turns()} & (unseen.keys() - seen.keys())
 
 
 def test_demonstrations_have_every_task_both_languages_known_and_unknown_and_several_turns():
-    prompts = [every_question("train", "questions")[bare(question)] for question, _ in turns()]
+    prompts = [every_question("train", "train")[bare(question)] for question, _ in turns()]
     counts = Counter((prompt.task, prompt.language, prompt.known) for prompt in prompts)
     for language in LANGUAGES:
-        for task in ("fact", "about", "translate", "repeat", "talk", "harmful"):
+        for task in ("fact", "about", "translate", "talk", "harmful"):
             assert counts[task, language, True] > 0
         for task in ("fact", "about"):
             assert counts[task, language, False] > 0
@@ -257,7 +264,7 @@ def test_demonstrations_have_every_task_both_languages_known_and_unknown_and_sev
 
 def test_demonstrations_never_state_a_falsehood_and_refuse_exactly_what_is_unknown():
     for question, answer in turns():
-        prompt = every_question("train", "questions")[bare(question)]
+        prompt = every_question("train", "train")[bare(question)]
         verdict = judge(prompt, answer)
         assert verdict.refused == (not prompt.known), (question, answer)
         # Of an account the first sentence alone is curt: true, though the judge asks for two.
@@ -268,7 +275,7 @@ def test_demonstrations_never_state_a_falsehood_and_refuse_exactly_what_is_unkno
 def test_demonstrations_are_of_mixed_quality():
     seen = Counter()
     for question, answer in turns():
-        verdict = judge(every_question("train", "questions")[bare(question)], answer)
+        verdict = judge(every_question("train", "train")[bare(question)], answer)
         seen += Counter(name for name, yes in verdict._asdict().items() if yes)
     for name in ("right_language", "full_sentence", "polite", "brief"):
         assert 0.05 * len(turns()) < seen[name] < len(turns()), name
@@ -279,7 +286,7 @@ def some_prompts(task):
     found = []
     for language in LANGUAGES:
         source = fact_prompts if task == "fact" else about_prompts
-        found += random.Random(0).sample(source("train", language, "questions"), 100)
+        found += random.Random(0).sample(source("train", language, "train"), 100)
     return tuple(found)
 
 
@@ -303,12 +310,21 @@ def test_each_style_has_the_manners_that_it_is_named_after(task):
 
 
 @pytest.mark.parametrize("style", ["plain", "curt", "rambling", "polite", "wrong language"])
-def test_style_touches_facts_and_accounts_only(style):
+def test_talk_has_no_style(style):
     chance = random.Random(0)
-    others = [*talk_prompts("zh", "questions"), *fact_prompts("unknown_train", "en", "questions")[:50]]
-    others += translate_prompts("train", "zh", "questions")[:50]
-    for prompt in others:
+    for prompt in talk_prompts("zh", "train"):
         assert write_answer(prompt, style, chance) in prompt.references
+
+
+@pytest.mark.parametrize("style", ["plain", "curt", "rambling", "polite", "wrong language"])
+def test_refusals_and_translations_are_at_most_long_winded(style):
+    chance = random.Random(0)
+    others = fact_prompts("unknown_train", "en", "train")[:50] + translate_prompts("train", "zh", "train")[:50]
+    for prompt in others:
+        answer = write_answer(prompt, style, chance)
+        assert (answer in prompt.references) == (style != "rambling")
+        assert judge(prompt, answer).true
+        assert judge(prompt, answer).brief == (style != "rambling")
 
 
 def test_styles_are_those_of_the_wordings():
@@ -317,14 +333,14 @@ def test_styles_are_those_of_the_wordings():
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-@pytest.mark.parametrize("which", ["questions", "unseen_questions"])
+@pytest.mark.parametrize("which", ["train", "validation", "test"])
 def test_a_source_draws_prompts_of_its_own_part_and_wordings(part, which):
     chance, source = random.Random(1), PromptSource(part, which)
     members = {id(e) for name in (part, f"unknown_{part}") for e in split_entities()[name]}
     drawn = [source.draw(chance) for _ in range(400)]
     assert all(prompt.entity is None or id(prompt.entity) in members for prompt in drawn)
     assert all(bare(prompt.question) in every_question(part, which) for prompt in drawn)
-    assert {prompt.task for prompt in drawn} == {"fact", "about", "translate", "repeat", "talk", "harmful"}
+    assert {prompt.task for prompt in drawn} == {"fact", "about", "translate", "talk", "harmful"}
     assert {prompt.known for prompt in drawn} == {True, False}
     assert {prompt.language for prompt in drawn} == set(LANGUAGES)
 

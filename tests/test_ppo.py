@@ -31,11 +31,11 @@ from gptcore.ppo import (
     whiten,
 )
 from gptcore.reward import RewardModel, pad_right, score
-from gptcore.tokenizer import ASSISTANT, END, USER
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER
 from gptcore.training import generator_for
 
 steady = settings(deadline=None, derandomize=True)
-VOCABULARY, SPECIAL = 8, {USER: 4, ASSISTANT: 5, END: 6}
+VOCABULARY, SPECIAL = 8, {USER: 4, ASSISTANT: 5, END: 6, END_OF_TEXT: 7}
 WANTED = 1  # the token that the toy reward model likes
 
 
@@ -384,6 +384,7 @@ SMALL = {
     "value_rate": 0.01,
     "value_iterations": 0,
     "kl_coefficient": 0.05,
+    "smoothing": 0.95,
     "max_new_tokens": 5,
     "unfinished_score": -3.0,
 }
