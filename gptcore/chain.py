@@ -53,7 +53,7 @@ class Recipe:
     """Every number of the chain."""
 
     decoder: DecoderConfig = DecoderConfig(vocabulary_size=DEFAULT_VOCABULARY_SIZE)
-    """Shape of the model; the vocabulary size is replaced by the trained tokenizer's."""
+    """Shape of the model; vocabulary size and separator are replaced by the trained tokenizer's."""
     batch_size: int = 16
     """Windows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
     pretraining: TrainingConfig = TrainingConfig(steps=560)

@@ -384,7 +384,6 @@ SMALL = {
     "value_rate": 0.01,
     "value_iterations": 0,
     "kl_coefficient": 0.05,
-    "smoothing": 0.95,
     "max_new_tokens": 5,
     "unfinished_score": -3.0,
 }
@@ -730,7 +729,8 @@ def test_a_toy_reward_rises_within_a_few_iterations():
 
 
 def test_with_a_large_kl_coefficient_the_policy_stays_at_the_reference():
-    free, held = (toy(**LEARNING, kl_coefficient=beta).run() for beta in (0.0, 20.0))
+    # With lambda 1 the very first step, before there is any KL to punish, is a little longer: 0.107 of the free KL.
+    free, held = (toy(**LEARNING, kl_coefficient=beta, smoothing=0.95).run() for beta in (0.0, 20.0))
     assert max(entry.kl for entry in held) < 0.1 * free[-1].kl
     assert held[-1].score < free[-1].score - 0.5
 
