@@ -6,12 +6,17 @@ unlocked, when a model makes things up. This module reads the tables, divides th
 writes the pretraining text and the questions. A file of the reader's own, or tiny Shakespeare, can
 take the atlas's place in pretraining.
 
-The five parts of the division, by entity and fixed for good:
+The parts of the division, by entity and fixed for good:
 
-- `train`: in the pretraining text, in conversations and in comparisons;
+- `train`: in the pretraining text and in the conversations of fine-tuning;
+- `feedback`: in the pretraining text, in the comparisons of the reward model and in PPO's prompts;
 - `validation`, `test`: in the pretraining text only. Do questions about them get answered?
-- `unknown_train`, `unknown_validation`, `unknown_test`: in no text that teaches facts, half of them
-  real and half invented. Does the model say that it does not know? The first teaches it to.
+- `unknown_train`, `unknown_feedback`, `unknown_validation`, `unknown_test`: in no text that teaches
+  facts, some real and some invented. Does the model say that it does not know? The first two teach it to.
+
+Feedback has entities of its own, as its prompts were others than those of the demonstrations in
+InstructGPT (arXiv 2203.02155, section 3.2): about what stood in the demonstrations a model answers too
+well to learn from its mistakes.
 """
 
 import csv
@@ -217,15 +222,19 @@ def _invented(kind: str, count: int, chance: random.Random) -> list[Entity]:
     return found
 
 
-SPLITS = ("train", "validation", "test", "unknown_train", "unknown_validation", "unknown_test")
-_SHARES = {  # of the entities of a kind: validation, test, and the three kinds of unknown
-    "country": (0.10, 0.18, 0.06, 0.04, 0.06),
-    "element": (0.10, 0.18, 0.06, 0.04, 0.06),
-    "animal": (0.10, 0.18, 0.06, 0.04, 0.06),
-    "planet": (0.13, 0.26, 0.0, 0.0, 0.0),
-    "arithmetic": (0.10, 0.18, 0.0, 0.0, 0.0),
+KNOWN = ("train", "feedback", "validation", "test")
+UNKNOWN = ("unknown_train", "unknown_feedback", "unknown_validation", "unknown_test")
+_SHARES = {  # of the entities of a kind; what is left goes to `train`
+    "validation": {"country": 0.10, "element": 0.10, "animal": 0.10, "planet": 0.13, "arithmetic": 0.10},
+    "test": {"country": 0.18, "element": 0.18, "animal": 0.18, "planet": 0.26, "arithmetic": 0.18},
+    "unknown_train": {"country": 0.06, "element": 0.06, "animal": 0.06},
+    "unknown_validation": {"country": 0.04, "element": 0.04, "animal": 0.04},
+    "unknown_test": {"country": 0.06, "element": 0.06, "animal": 0.06},
+    "feedback": {"country": 0.16, "element": 0.16, "animal": 0.16, "planet": 0.26, "arithmetic": 0.22},
+    "unknown_feedback": {"country": 0.04, "element": 0.04, "animal": 0.04},
 }
-_INVENTED = {"country": (300, 20, 30), "element": (12, 5, 10), "animal": (100, 10, 15)}
+# How many of each kind are invented for the parts in `UNKNOWN`.
+_INVENTED = {"country": (220, 80, 20, 30), "element": (8, 4, 5, 10), "animal": (75, 25, 10, 15)}
 
 
 @cache
@@ -236,9 +245,9 @@ def split_entities() -> dict[str, tuple[Entity, ...]]:
     in Chinese, Niger in Nigeria) cannot be hidden and goes to `train`.
     """
     chance = random.Random("the atlas, divided")
-    parts: dict[str, list[Entity]] = {name: [] for name in SPLITS}
+    parts: dict[str, list[Entity]] = {name: [] for name in KNOWN + UNKNOWN}
     texts = {entity: _sentences(entity) for entity in entities() if entity.kind != "arithmetic"}
-    for kind, shares in _SHARES.items():
+    for kind in _SHARES["test"]:
         group = [entity for entity in entities() if entity.kind == kind]
         chance.shuffle(group)
         hideable = []
@@ -247,14 +256,14 @@ def split_entities() -> dict[str, tuple[Entity, ...]]:
                 mentions(text, entity) for other, text in texts.items() if other is not entity
             )
             (parts["train"] if mentioned else hideable).append(entity)
-        for share, name in zip(shares, SPLITS[1:], strict=True):
-            take = round(share * len(group))
+        for name, shares in _SHARES.items():
+            take = round(shares.get(kind, 0) * len(group))
             parts[name] += hideable[:take]
             hideable = hideable[take:]
         parts["train"] += hideable
     for kind, counts in _INVENTED.items():
         found = _invented(kind, sum(counts), chance)
-        for count, name in zip(counts, SPLITS[3:], strict=True):
+        for count, name in zip(counts, UNKNOWN, strict=True):
             parts[name] += found[:count]
             found = found[count:]
     return {name: tuple(part) for name, part in parts.items()}
@@ -301,7 +310,7 @@ def pretraining_documents(seed: int) -> Iterator[str]:
     """
     chance = random.Random(f"pretraining {seed}")
     parts = split_entities()
-    known = [*parts["train"], *parts["validation"], *parts["test"]]
+    known = [entity for name in KNOWN for entity in parts[name]]
     while True:
         documents = []
         for entity in known:
@@ -427,7 +436,7 @@ def translate_prompt(entity: Entity, relation: str, target: Language, template: 
 @cache
 def _unknown() -> frozenset[Entity]:
     parts = split_entities()
-    return frozenset(entity for name in SPLITS[3:] for entity in parts[name])
+    return frozenset(entity for name in UNKNOWN for entity in parts[name])
 
 
 Wordings = Literal["train", "validation", "test"]

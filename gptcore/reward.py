@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.corpus import Language, Prompt, join, split_entities, wordings
+from gptcore.corpus import Entity, Language, Prompt, join, split_entities, wordings
 from gptcore.decoder import Decoder
 from gptcore.evaluation import gold_score
 from gptcore.finetuning import (
@@ -163,30 +163,39 @@ def _other_talk(language: Language) -> list[list[str]]:
 
 
 def _false_answer(prompt: Prompt, chance: random.Random) -> str:
-    """An answer of any style that states another entity's value; about an unknown entity, all values are others'."""
+    """An answer of any style about the wrong thing, or with the wrong value; about an unknown entity, all values are.
+
+    To speak of something else is what a model learns that is graded by how sure its sentences sound.
+    """
     relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)
-    wrong = chance.choice(relations)
-    sentences = []
-    for relation in relations:
-        template = wordings()["relations"][relation][prompt.language]["answer"]
-        value = prompt.entity.facts[relation][prompt.language]
-        if relation == wrong or not prompt.known:
-            value = chance.choice([other for other in _train_values(relation, prompt.language) if other != value])
-        sentences.append(prompt.entity.fill(template, prompt.language, value))
+    if chance.random() < 0.5:
+        subject = chance.choice([e for e in _may_be_named() if e is not prompt.entity and relations[0] in e.facts])
+        values = [subject.facts[relation][prompt.language] for relation in relations]
+    else:
+        subject = prompt.entity
+        values = [subject.facts[relation][prompt.language] for relation in relations]
+        for i in range(len(relations)) if not prompt.known else [chance.randrange(len(relations))]:
+            others = {e.facts[relations[i]][prompt.language] for e in _may_be_named() if relations[i] in e.facts}
+            values[i] = chance.choice(sorted(others - {values[i]}))
+    templates = [wordings()["relations"][relation][prompt.language]["answer"] for relation in relations]
+    sentences = [subject.fill(t, prompt.language, v) for t, v in zip(templates, values, strict=True)]
     text = join(sentences, prompt.language)
     style = chance.choice(list(STYLES))
-    if style == "curt" and prompt.relation and prompt.task == "fact":
-        return value
+    if style == "curt" and prompt.relation and prompt.task == "fact" and values[0] != _value(prompt):
+        return values[0]
     if style in ("polite", "rambling") and prompt.task != "translate":
         return chance.choice(wordings()["styles"][prompt.language][style]).format(answer=text)
     return text
 
 
+def _value(prompt: Prompt) -> str:
+    return prompt.entity.facts[prompt.relation][prompt.language]
+
+
 @cache
-def _train_values(relation: str, language: Language) -> list[str]:
-    """The values of a relation that training may name: those of the entities in `train`."""
-    known = split_entities()["train"]
-    return sorted({entity.facts[relation][language] for entity in known if relation in entity.facts})
+def _may_be_named() -> tuple[Entity, ...]:
+    """The entities that training may name in an answer: known and not held out."""
+    return split_entities()["train"] + split_entities()["feedback"]
 
 
 def collect_ballots(

@@ -21,8 +21,9 @@ import pytest
 from gptcore import corpus
 from gptcore.corpus import (
     ATLAS,
+    KNOWN,
     LANGUAGES,
-    SPLITS,
+    UNKNOWN,
     Entity,
     about_prompts,
     entities,
@@ -43,9 +44,7 @@ from gptcore.corpus import (
     wordings,
 )
 
-KNOWN = ("train", "validation", "test")
 WORDINGS = ("train", "validation", "test")
-UNKNOWN = ("unknown_train", "unknown_validation", "unknown_test")
 
 
 @cache
@@ -390,7 +389,7 @@ def test_statements_as_written_by_hand():
 
 def test_the_parts_are_disjoint_and_together_hold_every_real_entity_once():
     parts = split_entities()
-    assert set(parts) == set(SPLITS)
+    assert set(parts) == {*KNOWN, *UNKNOWN}
     everybody = [entity for part in parts.values() for entity in part]
     assert len(set(map(id, everybody))) == len(everybody)
     real = [entity for entity in everybody if not is_invented(entity)]
@@ -412,7 +411,7 @@ def test_only_the_unknown_parts_hold_invented_entities_and_each_holds_real_ones_
         assert 0 < len(invented) < len(parts[name])
 
 
-def test_every_kind_of_entity_is_in_train_validation_and_test():
+def test_every_kind_of_entity_is_in_every_known_part():
     kinds = {entity.kind for entity in entities()}
     for name in KNOWN:
         assert {entity.kind for entity in split_entities()[name]} == kinds
@@ -457,7 +456,7 @@ def test_invented_names_are_unknown_to_babel_too():
 
 
 def test_an_entity_named_in_another_entitys_facts_is_not_hidden():
-    hidden = [e for name in SPLITS[1:] for e in split_entities()[name] if e.kind != "arithmetic"]
+    hidden = [e for name in (*KNOWN[1:], *UNKNOWN) for e in split_entities()[name] if e.kind != "arithmetic"]
     facts = {e: " | ".join(v for values in e.facts.values() for v in values.values()) for e in entities()}
     for entity in hidden:
         for other, values in facts.items():
@@ -584,7 +583,7 @@ def test_a_space_goes_before_ascii_only(text, expected):
 
 
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
-@pytest.mark.parametrize("part", SPLITS)
+@pytest.mark.parametrize("part", [*KNOWN, *UNKNOWN])
 def test_prompts_are_about_their_part_and_known_only_if_the_pretraining_text_tells_it(part, which):
     members = set(map(id, split_entities()[part]))
     for language in LANGUAGES:

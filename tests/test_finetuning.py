@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gptcore.corpus import (
+    KNOWN,
     LANGUAGES,
     about_prompts,
     fact_prompts,
@@ -192,7 +193,7 @@ def test_chat_tokens_start_as_copies_of_end_of_text_and_no_other_token_changes(p
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-PARTS = ("validation", "test", "unknown_validation", "unknown_test")
+PARTS = ("feedback", "validation", "test", "unknown_feedback", "unknown_validation", "unknown_test")
 
 
 @cache
@@ -227,7 +228,7 @@ def test_equal_seeds_give_equal_demonstrations_and_others_give_others():
     assert tuple(itertools.islice(demonstrations(1), 100)) != conversations()[:100]
 
 
-def test_demonstrations_name_no_entity_that_is_held_out():
+def test_demonstrations_name_no_entity_of_another_part():
     text = "\n".join(dict.fromkeys(part for turn in turns() for part in turn))
     hidden = [entity for part in PARTS for entity in split_entities()[part] if entity.kind != "arithmetic"]
     assert [entity.names for entity in hidden if mentions(text, entity)] == []
@@ -235,7 +236,7 @@ def test_demonstrations_name_no_entity_that_is_held_out():
 
 def test_demonstrations_ask_no_held_out_sum():
     asked = {bare(question) for question, _ in turns()}
-    for part in ("validation", "test"):
+    for part in KNOWN[1:]:
         assert not asked & {q for q, p in every_question(part, "train").items() if p.entity}
 
 
@@ -332,7 +333,7 @@ def test_styles_are_those_of_the_wordings():
         assert {"polite", "rambling"} <= set(wordings()["styles"][language])
 
 
-@pytest.mark.parametrize("part", ["train", "validation", "test"])
+@pytest.mark.parametrize("part", KNOWN)
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
 def test_a_source_draws_prompts_of_its_own_part_and_wordings(part, which):
     chance, source = random.Random(1), PromptSource(part, which)
