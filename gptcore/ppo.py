@@ -196,7 +196,8 @@ def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temper
     logits = model.head(few_shapes(features))[: len(features)]  # (choices, V)
     logarithms = (logits.float() / temperature).log_softmax(dim=-1)
     chosen = logarithms.gather(1, tokens[:, 1:][mask][:, None]).squeeze(1)
-    entropy = -(logarithms.exp() * logarithms).sum(dim=1)
+    with torch.no_grad():  # only looked at
+        entropy = -(logarithms.exp() * logarithms).sum(dim=1)
     empty = torch.zeros(mask.shape, device=tokens.device)
     return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy)
 
@@ -227,7 +228,7 @@ def kl_of_answers(
 class PPOConfig:
     """How the policy is improved."""
 
-    iterations: int = 36
+    iterations: int = 56
     """Rollouts, each followed by updates."""
     rollout_size: int = 256
     """Answers in a rollout."""
@@ -391,8 +392,10 @@ class PPO:
         approximate_kl = clipped = entropy = 0.0
         updates = 0
         for epoch in range(config.epochs):
-            order = torch.randperm(len(rollout.tokens), generator=generator_for(config.seed, iteration, epoch))
-            for rows in order.split(config.minibatch_size):
+            # A rollout is in order of length: neighbours share a minibatch, for little padding.
+            minibatches = torch.arange(len(rollout.tokens)).split(config.minibatch_size)
+            order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, epoch))
+            for rows in (minibatches[index] for index in order):
                 number = iteration * 1000 + updates if iteration >= config.value_iterations else None
                 statistics = self._update(rollout, advantages, returns, rows, number)
                 approximate_kl, clipped, entropy = (
@@ -454,7 +457,7 @@ class PPO:
         return (
             0.5 * masked_mean(change**2, mask).item(),
             masked_mean(clipped.float(), mask).item(),
-            masked_mean(entropy.detach(), mask).item(),
+            masked_mean(entropy, mask).item(),
         )
 
     def _step(self, model: nn.Module, loss: Tensor) -> None:
