@@ -158,3 +158,83 @@ def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | 
     path = find_stage(stage, folder)
     tokenizer = Tokenizer.load(path.with_name("tokenizer.json"))
     return load_model(path, tokenizer)[0], tokenizer
+
+
+# --- The transformers library --------------------------------------------------------------------
+
+
+def as_transformers(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A decoder in the format of the `transformers` library, which need not be installed.
+
+    Args:
+        model: preset `gpt2` or `llama`.
+
+    Returns:
+        what `GPT2Config` or `LlamaConfig` takes as keywords, and the state dict of
+        `GPT2LMHeadModel` or `LlamaForCausalLM`.
+    """
+    config, ours = model.config, model.state_dict()
+    if config.preset == "gpt2":
+        theirs = {
+            "vocab_size": config.vocabulary_size,
+            "n_positions": config.context_length,
+            "n_embd": config.width,
+            "n_layer": config.layers,
+            "n_head": config.heads,
+            "n_inner": config.feed_forward_width,
+            "layer_norm_epsilon": config.norm_epsilon,
+        }
+        outer = {"embedding": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f"}
+        outer["head"] = "lm_head"
+        layer, inner = (
+            "transformer.h",
+            {
+                "attention_norm": "ln_1",
+                "attention.output": "attn.c_proj",
+                "feed_forward_norm": "ln_2",
+                "feed_forward.up": "mlp.c_fc",
+                "feed_forward.down": "mlp.c_proj",
+            },
+        )
+    else:
+        theirs = {
+            "vocab_size": config.vocabulary_size,
+            "max_position_embeddings": config.context_length,
+            "hidden_size": config.width,
+            "intermediate_size": config.feed_forward_width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.key_value_heads or config.heads,
+            "rms_norm_eps": config.norm_epsilon,
+            "rope_theta": config.rotary_base,
+            "tie_word_embeddings": False,
+        }
+        outer = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+        layer, inner = (
+            "model.layers",
+            {
+                "attention_norm": "input_layernorm",
+                "attention.query": "self_attn.q_proj",
+                "attention.key": "self_attn.k_proj",
+                "attention.value": "self_attn.v_proj",
+                "attention.output": "self_attn.o_proj",
+                "feed_forward_norm": "post_attention_layernorm",
+                "feed_forward.gate": "mlp.gate_proj",
+                "feed_forward.up": "mlp.up_proj",
+                "feed_forward.down": "mlp.down_proj",
+            },
+        )
+    tensors = {}
+    for name, tensor in ours.items():
+        part, kind = name.rsplit(".", 1)  # "layers.0.attention.query", "weight"
+        if not part.startswith("layers."):
+            tensors[f"{outer[part]}.{kind}"] = tensor
+            continue
+        _, number, part = part.split(".", 2)
+        transposed = config.preset == "gpt2" and not part.endswith("norm")  # GPT-2 stores its matrices so
+        if part in inner:
+            tensors[f"{layer}.{number}.{inner[part]}.{kind}"] = tensor.t() if transposed else tensor
+        elif part == "attention.query":  # GPT-2 has the three projections in one matrix
+            three = [ours[f"layers.{number}.attention.{name}.{kind}"] for name in ("query", "key", "value")]
+            tensors[f"{layer}.{number}.attn.c_attn.{kind}"] = torch.cat(three).t()
+    return theirs, tensors

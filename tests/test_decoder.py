@@ -8,9 +8,11 @@ import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptcore.attention import KeyValueCache, causal_mask
-from gptcore.decoder import Decoder, DecoderConfig, RMSNorm
+from gptcore.checkpoint import as_transformers
+from gptcore.decoder import Decoder, DecoderConfig, RMSNorm, forward_flops
 
 PRESETS = ("gpt2", "llama")
 # The same examples on every machine: a failure can be repeated.
@@ -43,81 +45,14 @@ def assert_same(actual, expected):
 # --- Equal to the published architectures --------------------------------------------------------
 
 
-def transformers_gpt2(model):
-    """transformers' GPT-2 with the weights of a decoder of preset gpt2."""
-    config = model.config
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocabulary_size,
-            n_positions=config.context_length,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            n_inner=config.hidden_width,
-            layer_norm_epsilon=config.norm_epsilon,
-        )
-    )
-    ours = model.state_dict()
-    state = {
-        "transformer.wte.weight": ours["embedding.weight"],
-        "transformer.wpe.weight": ours["positions.weight"],
-        "transformer.ln_f.weight": ours["norm.weight"],
-        "transformer.ln_f.bias": ours["norm.bias"],
-        "lm_head.weight": ours["embedding.weight"],
-    }
-    for i in range(config.layers):
-        here, there = f"layers.{i}.", f"transformer.h.{i}."
-        for kind in ("weight", "bias"):
-            joined = torch.cat([ours[f"{here}attention.{part}.{kind}"] for part in ("query", "key", "value")])
-            state |= {
-                f"{there}ln_1.{kind}": ours[f"{here}attention_norm.{kind}"],
-                f"{there}attn.c_attn.{kind}": joined.t(),  # GPT-2 stores its matrices transposed
-                f"{there}attn.c_proj.{kind}": ours[f"{here}attention.output.{kind}"].t(),
-                f"{there}ln_2.{kind}": ours[f"{here}feed_forward_norm.{kind}"],
-                f"{there}mlp.c_fc.{kind}": ours[f"{here}feed_forward.up.{kind}"].t(),
-                f"{there}mlp.c_proj.{kind}": ours[f"{here}feed_forward.down.{kind}"].t(),
-            }
-    theirs.load_state_dict(state, strict=True)
-    return theirs.eval()
-
-
-def transformers_llama(model):
-    """transformers' Llama with the weights of a decoder of preset llama."""
-    config = model.config
-    theirs = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocabulary_size,
-            max_position_embeddings=config.context_length,
-            hidden_size=config.width,
-            intermediate_size=config.feed_forward_width,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.key_value_heads or config.heads,
-            rms_norm_eps=config.norm_epsilon,
-            rope_theta=config.rotary_base,
-            tie_word_embeddings=False,
-        )
-    )
-    ours = model.state_dict()
-    state = {
-        "model.embed_tokens.weight": ours["embedding.weight"],
-        "model.norm.weight": ours["norm.weight"],
-        "lm_head.weight": ours["head.weight"],
-    }
-    for i in range(config.layers):
-        here, there = f"layers.{i}.", f"model.layers.{i}."
-        state |= {
-            f"{there}input_layernorm.weight": ours[f"{here}attention_norm.weight"],
-            f"{there}self_attn.q_proj.weight": ours[f"{here}attention.query.weight"],
-            f"{there}self_attn.k_proj.weight": ours[f"{here}attention.key.weight"],
-            f"{there}self_attn.v_proj.weight": ours[f"{here}attention.value.weight"],
-            f"{there}self_attn.o_proj.weight": ours[f"{here}attention.output.weight"],
-            f"{there}post_attention_layernorm.weight": ours[f"{here}feed_forward_norm.weight"],
-            f"{there}mlp.gate_proj.weight": ours[f"{here}feed_forward.gate.weight"],
-            f"{there}mlp.up_proj.weight": ours[f"{here}feed_forward.up.weight"],
-            f"{there}mlp.down_proj.weight": ours[f"{here}feed_forward.down.weight"],
-        }
-    theirs.load_state_dict(state, strict=True)
+def in_transformers(model):
+    """transformers' GPT-2 or Llama with the weights of a decoder."""
+    config, tensors = as_transformers(model)
+    if model.config.preset == "gpt2":
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
+    else:
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+    theirs.load_state_dict(tensors, strict=True)
     return theirs.eval()
 
 
@@ -126,7 +61,7 @@ def test_gpt2_preset_gives_the_logits_of_transformers_gpt2(changes):
     model = random_decoder(preset="gpt2", **changes)
     tokens = random_tokens(1, 3, 12)
     with torch.no_grad():
-        assert_same(model(tokens), transformers_gpt2(model)(tokens).logits)
+        assert_same(model(tokens), in_transformers(model)(tokens).logits)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +79,7 @@ def test_llama_preset_gives_the_logits_of_transformers_llama(changes):
     model = random_decoder(preset="llama", **changes)
     tokens = random_tokens(2, 3, 12)
     with torch.no_grad():
-        assert_same(model(tokens), transformers_llama(model)(tokens).logits)
+        assert_same(model(tokens), in_transformers(model)(tokens).logits)
 
 
 def test_rms_norm_by_hand():
@@ -307,7 +242,7 @@ def test_asking_for_attention_weights_gives_one_tensor_a_layer_and_the_same_feat
 
 def test_attention_weights_equal_those_of_transformers():
     model = random_decoder(preset="llama", key_value_heads=2)
-    theirs = transformers_llama(model)
+    theirs = in_transformers(model)
     theirs.set_attn_implementation("eager")
     tokens = random_tokens(6, 2, 6)
     weights = []
@@ -503,3 +438,28 @@ def test_a_token_mask_must_cover_the_cached_positions_too():
     model(random_tokens(12, 2, 5), cache=cache)
     with pytest.raises(ValueError, match=r"token_mask must have shape \(2, 6\), got \(2, 1\)"):
         model(random_tokens(12, 2, 1), torch.ones(2, 1, dtype=torch.bool), cache)
+
+
+# --- Operations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{"preset": "gpt2"}, {"preset": "llama"}, {"preset": "llama", "key_value_heads": 2, "layers": 3}]
+)
+def test_flops_are_those_that_torch_counts_forwards_and_three_times_as_many_in_training(changes):
+    model, tokens = random_decoder(**changes), random_tokens(3, 1, 12)
+    with FlopCounterMode(display=False) as counter:
+        # Asked for its weights, attention is two plain products, which torch counts whole.
+        logits = model.head(model.hidden(tokens, attention_weights=[]))
+    forward = sum(forward_flops(model.config, 12).values())
+    assert counter.get_total_flops() == forward
+    with counter:
+        logits.sum().backward()
+    assert counter.get_total_flops() == 2 * forward
+
+
+def test_flops_by_hand():
+    # T = 3, C = 4, F = 8, V = 5, one layer: 3 tokens x 4 matrices of 4 x 4; two products of 3 x 3 x 4;
+    # 3 tokens x 3 matrices of 4 x 8; 3 tokens x 4 x 5; everything times 2.
+    config = DecoderConfig(5, context_length=3, layers=1, width=4, heads=2, hidden_width=8)
+    assert forward_flops(config, 3) == {"projections": 384, "attention": 144, "feed_forward": 576, "head": 120}
