@@ -1,0 +1,86 @@
+"""What every benchmark needs: runs of both sides in turn, medians with spread, a table and JSON."""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptcore.training import choose_device, choose_precision, set_threads
+
+Measurement = dict[str, float]
+"""Figures of one run by name."""
+
+
+def arguments(description: str, repeats: int) -> argparse.ArgumentParser:
+    """The options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="runs of each side")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the JSON file")
+    return parser
+
+
+def alternate(sides: dict[str, Callable[[int], Measurement]], repeats: int) -> dict[str, list[Measurement]]:
+    """Run the sides in turn, so that a machine that slows down slows both.
+
+    Args:
+        sides: what is compared, by name; each is called with the number of the repeat.
+        repeats: how often.
+    """
+    set_threads()
+    runs: dict[str, list[Measurement]] = {name: [] for name in sides}
+    for repeat in range(repeats):
+        for name, run in sides.items():
+            runs[name].append(run(repeat))
+            figures = ", ".join(f"{key} {value:.4g}" for key, value in runs[name][-1].items())
+            print(f"  run {repeat + 1} of {repeats}, {name}: {figures}", flush=True)
+    return runs
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    device = choose_device()
+    return {
+        "processor": _processor() if device.type == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "precision": choose_precision(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return (names or [platform.machine()])[0] + (" (AMX)" if "amx_bf16" in flags else "")
+
+
+def report(name: str, runs: dict[str, list[Measurement]], out: Path, **more: Any) -> None:
+    """Print medians and spread as a table; write all runs as JSON.
+
+    Args:
+        name: of the benchmark, and of its file.
+        runs: from `alternate`.
+        out: folder of the file.
+        more: further entries of the file.
+    """
+    width = max(map(len, runs))
+    for key in dict.fromkeys(key for measurements in runs.values() for run in measurements for key in run):
+        print(f"\n{key + ', median (least to most)':<{width}}")
+        for side, measurements in runs.items():
+            values = [run[key] for run in measurements if key in run]
+            if values:
+                print(f"  {side:<{width}}  {statistics.median(values):10.4g}  ({min(values):.4g} to {max(values):.4g})")
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), "runs": runs} | more, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten to {path}")
