@@ -1,4 +1,4 @@
-.PHONY: lab test notebooks
+.PHONY: lab test notebooks bench
 
 PYTHON ?= python3
 
@@ -19,3 +19,8 @@ test: .venv/ready  ## style, unit tests, every notebook, and that each was run
 
 notebooks: .venv/ready  ## run every notebook and store its outputs
 	.venv/bin/python tests/execute_notebooks.py
+
+bench: .venv/ready  ## measure; by hand, with nothing else running (about an hour and a half)
+	for script in time_to_quality ablation machine_share generation_speed ppo_speed growth ppo_gain chain_cost; do \
+		.venv/bin/python tests/benchmarks/$$script.py || exit 1; \
+	done

@@ -396,7 +396,7 @@ class Chain:
         return model
 
     def _train_reward_model(self, tokenizer: Tokenizer, sft: Decoder) -> RewardModel:
-        source = PromptSource("feedback")
+        source = PromptSource("train")
         count = self.recipe.ballots
         collected = collect_ballots(sft, tokenizer, source, count, self.seed)
         ballots = []
@@ -422,7 +422,7 @@ class Chain:
         policy = copy.deepcopy(sft)
         config = replace(self.recipe.ppo, seed=self.seed)
         replay = self._replay(tokenizer)
-        ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("feedback"), config, replay)
+        ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("train"), config, replay)
         self._run_resumably("ppo", ppo, config.iterations)
         self.report["ppo_history"] = [entry._asdict() for entry in ppo.history]
         return policy.requires_grad_(True)

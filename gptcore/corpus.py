@@ -8,15 +8,10 @@ take the atlas's place in pretraining.
 
 The parts of the division, by entity and fixed for good:
 
-- `train`: in the pretraining text and in the conversations of fine-tuning;
-- `feedback`: in the pretraining text, in the comparisons of the reward model and in PPO's prompts;
+- `train`: in the pretraining text, in conversations and in comparisons;
 - `validation`, `test`: in the pretraining text only. Do questions about them get answered?
-- `unknown_train`, `unknown_feedback`, `unknown_validation`, `unknown_test`: in no text that teaches
-  facts, some real and some invented. Does the model say that it does not know? The first two teach it to.
-
-Feedback has entities of its own, as its prompts were others than those of the demonstrations in
-InstructGPT (arXiv 2203.02155, section 3.2): about what stood in the demonstrations a model answers too
-well to learn from its mistakes.
+- `unknown_train`, `unknown_validation`, `unknown_test`: in no text that teaches facts, some real and
+  some invented. Does the model say that it does not know? The first teaches it to.
 """
 
 import csv
@@ -222,19 +217,17 @@ def _invented(kind: str, count: int, chance: random.Random) -> list[Entity]:
     return found
 
 
-KNOWN = ("train", "feedback", "validation", "test")
-UNKNOWN = ("unknown_train", "unknown_feedback", "unknown_validation", "unknown_test")
+KNOWN = ("train", "validation", "test")
+UNKNOWN = ("unknown_train", "unknown_validation", "unknown_test")
 _SHARES = {  # of the entities of a kind; what is left goes to `train`
     "validation": {"country": 0.10, "element": 0.10, "animal": 0.10, "planet": 0.13, "arithmetic": 0.10},
     "test": {"country": 0.18, "element": 0.18, "animal": 0.18, "planet": 0.26, "arithmetic": 0.18},
     "unknown_train": {"country": 0.06, "element": 0.06, "animal": 0.06},
     "unknown_validation": {"country": 0.04, "element": 0.04, "animal": 0.04},
     "unknown_test": {"country": 0.06, "element": 0.06, "animal": 0.06},
-    "feedback": {"country": 0.16, "element": 0.16, "animal": 0.16, "planet": 0.26, "arithmetic": 0.22},
-    "unknown_feedback": {"country": 0.04, "element": 0.04, "animal": 0.04},
 }
 # How many of each kind are invented for the parts in `UNKNOWN`.
-_INVENTED = {"country": (220, 80, 20, 30), "element": (8, 4, 5, 10), "animal": (75, 25, 10, 15)}
+_INVENTED = {"country": (300, 20, 30), "element": (12, 5, 10), "animal": (100, 10, 15)}
 
 
 @cache

@@ -174,7 +174,7 @@ class PromptSource:
     """Draws prompts of all tasks about the entities of one part of the division.
 
     Args:
-        part: `train`, `feedback`, `validation` or `test`; with it go `unknown_train` and so on.
+        part: `train`, `validation` or `test`; with it go `unknown_train` and so on.
         which: the wordings of the questions; training sees only those of `train`.
     """
 

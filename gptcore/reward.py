@@ -195,7 +195,7 @@ def _value(prompt: Prompt) -> str:
 @cache
 def _may_be_named() -> tuple[Entity, ...]:
     """The entities that training may name in an answer: known and not held out."""
-    return split_entities()["train"] + split_entities()["feedback"]
+    return split_entities()["train"]
 
 
 def collect_ballots(

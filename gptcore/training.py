@@ -27,10 +27,10 @@ from torch.nn import functional as F
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 # The C library of Linux gives the memory of a large tensor back to the system at once and gets it again,
-# zeroed, for the next one: a tenth of a step's time. It shall keep blocks of up to 32 MB (the most that
-# it allows; -3 and -1 are M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h).
+# zeroed, for the next one: a tenth of a step's time. It shall keep blocks of up to 8 MB (-3 and -1 are
+# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h).
 if hasattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt"):
-    ctypes.CDLL(None).mallopt(-3, 32 * 2**20)
+    ctypes.CDLL(None).mallopt(-3, 8 * 2**20)
     ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 
 IGNORED = -100

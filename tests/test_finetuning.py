@@ -193,7 +193,7 @@ def test_chat_tokens_start_as_copies_of_end_of_text_and_no_other_token_changes(p
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-PARTS = ("feedback", "validation", "test", "unknown_feedback", "unknown_validation", "unknown_test")
+PARTS = ("validation", "test", "unknown_validation", "unknown_test")
 
 
 @cache

@@ -237,7 +237,7 @@ def test_unasked_for_the_better_answer_wins_most_votes_but_not_all():
 
 
 def written_answers(count=2500):
-    chance, source = random.Random(0), PromptSource("feedback")
+    chance, source = random.Random(0), PromptSource()
     prompts = [source.draw(chance) for _ in range(count)]
     return [(prompt, write_flawed_answer(prompt, chance)) for prompt in prompts]
 
@@ -296,7 +296,7 @@ def tells_every_fact(answer, subject, language):
 
 def test_false_answers_are_about_the_right_thing_with_a_wrong_value_or_rightly_about_another_thing():
     # A judge that had met only the first kind would rate a true sentence about something else highly.
-    known = [e for part in ("train", "feedback") for e in split_entities()[part]]
+    known = split_entities()["train"]
     seen = Counter()
     for prompt, answer in written_answers():
         if prompt.task == "fact" and prompt.entity.kind == "country" and not judge(prompt, answer).true:

@@ -159,19 +159,25 @@ def ours(recipe: Ours, train: Tensor, held_out: Tensor, vocabulary_size: int, se
     return clock.measurement()
 
 
+def characters_of(path: Path) -> tuple[tuple[Tensor, Tensor], int]:
+    """The text as numbers of its characters, nine tenths and the last tenth, and how many characters there are."""
+    text = tiny_shakespeare(path)
+    numbers = {character: number for number, character in enumerate(sorted(set(text)))}
+    tokens = torch.tensor([numbers[character] for character in text])
+    cut = len(tokens) * 9 // 10
+    return (tokens[:cut], tokens[cut:]), len(numbers)
+
+
 def main() -> None:
     """Compare and print."""
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--text", type=Path, default=Path("runs/tinyshakespeare.txt"), help="downloaded if not there")
     options = parser.parse_args()
-    text = tiny_shakespeare(options.text)
-    characters = {character: number for number, character in enumerate(sorted(set(text)))}
-    tokens = torch.tensor([characters[character] for character in text])
-    parts = tokens.split([len(tokens) * 9 // 10, len(tokens) - len(tokens) * 9 // 10])
+    parts, vocabulary_size = characters_of(options.text)
     sides = {
-        "nanoGPT's recipe": lambda seed: nanogpt(*parts, len(characters), seed),
-        "ours, short": lambda seed: ours(SHORT, *parts, len(characters), seed),
-        "ours, long": lambda seed: ours(LONG, *parts, len(characters), seed),
+        "nanoGPT's recipe": lambda seed: nanogpt(*parts, vocabulary_size, seed),
+        "ours, short": lambda seed: ours(SHORT, *parts, vocabulary_size, seed),
+        "ours, long": lambda seed: ours(LONG, *parts, vocabulary_size, seed),
     }
     report("time_to_quality", alternate(sides, options.repeats), options.out)
 
