@@ -10,14 +10,15 @@ PYTHON ?= python3
 lab: .venv/ready  ## open the course
 	.venv/bin/jupyter lab notebooks/01_attention.ipynb
 
-test: .venv/ready  ## style, unit tests, every notebook, and that each was run
+test: .venv/ready  ## style, unit tests, every notebook, that each was run and cost what it states
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest tests
-	.venv/bin/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
-	.venv/bin/python tests/check_notebooks.py
+	.venv/bin/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --junit-xml=runs/notebooks.xml notebooks
+	.venv/bin/python tests/check_notebooks.py runs/notebooks.xml
 
-notebooks: .venv/ready  ## run every notebook and store its outputs
+notebooks: .venv/ready  ## write badges and set-up cells, run every notebook and store its outputs
+	.venv/bin/python tests/prepare_notebooks.py
 	.venv/bin/python tests/execute_notebooks.py
 
 bench: .venv/ready  ## measure; by hand, with nothing else running (about an hour and a half)

@@ -187,7 +187,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: `(B, T, C)`.
             mask: bool, broadcastable to `(B, H, T, S)`, True where a query may look. None means
-                causal, which torch's fused kernel does fastest, and needs `T == S`.
+                causal, which torch's fused kernel does fastest, and needs `T == S` or `T == 1`.
             rotary: cosine and sine, broadcastable to `(B, H, T, D / 2)`; None for no rotation.
             cache: earlier keys and values; the new ones are added under `layer`.
             return_weights: also return the weights; slower, since they must be written out.
@@ -212,10 +212,12 @@ class MultiHeadAttention(nn.Module):
         else:
             # The same computation, fused: no (T, S) matrix is kept for the backward pass.
             weights = None
-            # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long.
-            with torch.autocast(x.device.type, enabled=x.device.type != "cpu"):
-                if x.device.type == "cpu":
+            with torch.autocast(x.device.type, enabled=False):
+                # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long; with a
+                # cache there is no backward pass.
+                if x.device.type == "cpu" and cache is None:
                     query, key, value = query.float(), key.float(), value.float()
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+                causal = mask is None and T > 1  # a single new position sees all
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
         # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
         return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights

@@ -12,8 +12,6 @@ import json
 import os
 import platform
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +41,15 @@ from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, replayed_reward_loss
 from gptcore.tokenizer import ASSISTANT, DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
-from gptcore.training import StepReport, Trainer, TrainingConfig, choose_device, generator_for, sample_windows
+from gptcore.training import (
+    StepReport,
+    Trainer,
+    TrainingConfig,
+    choose_device,
+    generator_for,
+    peak_memory_mb,
+    sample_windows,
+)
 
 # --- The recipe ----------------------------------------------------------------------------------
 
@@ -291,10 +297,7 @@ class Chain:
         self._write_report()
 
     def _write_report(self) -> None:
-        # ru_maxrss counts bytes on macOS, KiB elsewhere.
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-        self.report["peak_rss_mb"] = round(max(peak, self.report.get("peak_rss_mb", 0)), 0)
+        self.report["peak_rss_mb"] = round(max(peak_memory_mb(), self.report.get("peak_rss_mb", 0)), 0)
         beside = self.out / ".report.json"
         beside.write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
         beside.replace(self.out / "report.json")

@@ -152,7 +152,7 @@ def generate(
         steps = int(limits.max())
         cache = KeyValueCache(model.config.layers, tokens.shape[1] + steps)
         going = torch.ones(len(rows), dtype=torch.bool)
-        with autocast():
+        with autocast(rows=len(rows)):
             for step in range(1, steps + 1):
                 logits = model.head(model.hidden(tokens, mask, cache)[:, -1])  # (B, V)
                 chosen = choose(logits, config, generator)
@@ -195,7 +195,7 @@ def stream(
     steps = min(config.max_new_tokens, model.config.context_length - len(prompt))
     cache = KeyValueCache(model.config.layers, len(prompt) + steps)
     for _ in range(steps):
-        with autocast():
+        with autocast(rows=1):
             logits = model.head(model.hidden(tokens, cache=cache)[:, -1])
         token = int(choose(logits, config, generator))
         if token == stop_token:

@@ -180,8 +180,8 @@ def answer_mask(lengths: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
     return (position >= prompt_lengths[:, None] - 1) & (position < lengths[:, None] - 1)
 
 
-def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token of the answers, given all before it, and the entropy there.
+def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """Log-probability of each token of the answers, given all before it.
 
     Args:
         model: policy or reference.
@@ -190,16 +190,13 @@ def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temper
         temperature: the one that sampled; the policy is the tempered distribution.
 
     Returns:
-        two tensors `(N, T - 1)`, float32, 0 outside the mask.
+        `(N, T - 1)`, float32, 0 outside the mask.
     """
     features = model.hidden(tokens[:, :-1])[mask]
     logits = model.head(few_shapes(features))[: len(features)]  # (choices, V)
     logarithms = (logits.float() / temperature).log_softmax(dim=-1)
     chosen = logarithms.gather(1, tokens[:, 1:][mask][:, None]).squeeze(1)
-    with torch.no_grad():  # only looked at
-        entropy = -(logarithms.exp() * logarithms).sum(dim=1)
-    empty = torch.zeros(mask.shape, device=tokens.device)
-    return empty.masked_scatter(mask, chosen), empty.masked_scatter(mask, entropy)
+    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, chosen)
 
 
 @torch.inference_mode()
@@ -218,8 +215,8 @@ def kl_of_answers(
         mask = answer_mask(lengths, torch.tensor([len(prompt_ids[i]) for i in rows]), tokens.shape[1])
         tokens, mask = tokens.to(policy.device), mask.to(policy.device)
         with autocast():
-            own, _ = token_log_probabilities(policy, tokens, mask, 1.0)
-            other, _ = token_log_probabilities(reference, tokens, mask, 1.0)
+            own = token_log_probabilities(policy, tokens, mask, 1.0)
+            other = token_log_probabilities(reference, tokens, mask, 1.0)
         total += kl_estimate(own, other).masked_fill(~mask, 0.0).sum().item()
     return total / len(answers)
 
@@ -275,7 +272,7 @@ class Diagnostics(NamedTuple):
     kl: float
     """KL to the reference, summed over an answer, mean over answers, in nats (estimator k3)."""
     entropy: float
-    """Of the next-token distribution, in nats."""
+    """Of the next-token distribution, in nats; estimated by the mean of -log p of the tokens drawn."""
     approximate_kl: float
     """Half the mean squared change of the log-probabilities by this iteration's updates."""
     clip_fraction: float
@@ -353,8 +350,8 @@ class PPO:
             width = min(-(-int(lengths[rows].max()) // 16) * 16, tokens.shape[1])  # few shapes, as in pad_right
             inputs, own = tokens[rows, :width].to(device), mask[rows, : width - 1].to(device)
             with autocast():
-                log_probabilities, _ = token_log_probabilities(self.policy, inputs, own, config.temperature)
-                reference, _ = token_log_probabilities(self.reference, inputs, own, config.temperature)
+                log_probabilities = token_log_probabilities(self.policy, inputs, own, config.temperature)
+                reference = token_log_probabilities(self.reference, inputs, own, config.temperature)
                 values = self.value_model.values(inputs[:, :-1])
             for part, columns in zip(parts, (log_probabilities, reference, values), strict=True):
                 part.append(nn.functional.pad(columns.cpu(), (0, mask.shape[1] - columns.shape[1])))
@@ -389,7 +386,7 @@ class PPO:
         factor = schedule_factor(iteration, config.iterations, "linear", decay_share=1.0)
         for optimizer, rate in zip(self.optimizers, (config.policy_rate, config.value_rate), strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
-        approximate_kl = clipped = entropy = 0.0
+        approximate_kl = clipped = 0.0
         updates = 0
         for epoch in range(config.epochs):
             # A rollout is in order of length: neighbours share a minibatch, for little padding.
@@ -398,16 +395,14 @@ class PPO:
             for rows in (minibatches[index] for index in order):
                 number = iteration * 1000 + updates if iteration >= config.value_iterations else None
                 statistics = self._update(rollout, advantages, returns, rows, number)
-                approximate_kl, clipped, entropy = (
-                    total + new for total, new in zip((approximate_kl, clipped, entropy), statistics, strict=True)
-                )
+                approximate_kl, clipped = approximate_kl + statistics[0], clipped + statistics[1]
                 updates += 1
         kl = kl_estimate(rollout.log_probabilities, rollout.reference).masked_fill(~rollout.mask, 0.0).sum(1).mean()
         diagnostics = Diagnostics(
             iteration=iteration,
             score=rollout.scores.mean().item(),
             kl=kl.item(),
-            entropy=entropy / updates,
+            entropy=-masked_mean(rollout.log_probabilities, rollout.mask).item(),
             approximate_kl=approximate_kl / updates,
             clip_fraction=clipped / updates,
             explained_variance=1
@@ -427,11 +422,11 @@ class PPO:
 
     def _update(
         self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, number: int | None
-    ) -> tuple[float, float, float]:
+    ) -> tuple[float, float]:
         """One step of the value model and, unless its number is None, of the policy.
 
         Returns:
-            approximate KL, clip fraction and entropy.
+            approximate KL and clip fraction.
         """
         config = self.config
         device = self.policy.device
@@ -445,7 +440,7 @@ class PPO:
             values = self.value_model.values(tokens[:, :-1])
         self._step(self.value_model, value_loss(values, old_values, returns, mask, config.clip))
         with autocast(), torch.set_grad_enabled(number is not None):
-            new, entropy = token_log_probabilities(self.policy, tokens, mask, config.temperature)
+            new = token_log_probabilities(self.policy, tokens, mask, config.temperature)
         if number is not None:
             loss = policy_loss(new, old, advantages, mask, config.clip)
             if self.replay is not None:
@@ -457,7 +452,6 @@ class PPO:
         return (
             0.5 * masked_mean(change**2, mask).item(),
             masked_mean(clipped.float(), mask).item(),
-            masked_mean(entropy, mask).item(),
         )
 
     def _step(self, model: nn.Module, loss: Tensor) -> None:

@@ -11,6 +11,7 @@ precision (1710.03740), Muon (Jordan et al. 2024, kellerjordan.github.io/posts/m
 import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -78,9 +79,28 @@ def set_threads(threads: int | None = None) -> int:
     return threads
 
 
-def autocast(precision: str | None = None) -> AbstractContextManager:
-    """Context in which matrix products run in half precision: `precision`, or the machine's choice."""
-    precision = precision or choose_precision()
+def peak_memory_mb() -> float:
+    """Most memory that this process has held so far, in MB of 2^20 bytes."""
+    if sys.platform == "win32":
+        import psutil  # comes with Jupyter; elsewhere the standard library suffices
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # not there on Windows
+
+    # ru_maxrss counts bytes on macOS, KiB elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def autocast(precision: str | None = None, rows: int | None = None) -> AbstractContextManager:
+    """Context in which matrix products run in half precision: `precision`, or the machine's choice.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16"; None for what is fast here.
+        rows: of the matrices that meet the weights, if known. With few of them a CPU gains nothing by half
+            precision: every weight would be converted to be used once.
+    """
+    few = rows is not None and rows < 64 and choose_device().type == "cpu"
+    precision = precision or ("fp32" if few else choose_precision())
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(choose_device().type, dtype=dtype, enabled=precision != "fp32")
 

@@ -3,10 +3,12 @@
     python tests/execute_notebooks.py              all of notebooks/
     python tests/execute_notebooks.py 01 05        those whose names start so
 
-Outputs stay small in diffs: no timing metadata, no widget state. A cell that fails stops the script
-and leaves the file as it was.
+Outputs stay small in diffs: no timing metadata, no widget state. The line of the first cell that
+states time and memory is written anew where it was wrong by more than a little. A cell that fails
+stops the script and leaves the file as it was.
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -17,9 +19,30 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-def execute(path: Path) -> float:
-    """Run one notebook in its own folder, save it, and return the seconds it took."""
+STATED = re.compile(r"\*\*Time on two cores:\*\* ([\d.]+) minutes\. \*\*Memory:\*\* ([\d.]+) GB\.")
+"""What a notebook says about its cost; the check after the tests reads it, too."""
+
+
+def state_cost(text: str, seconds: float, gigabytes: float) -> str:
+    """Put time and memory into the first cell's text; figures that are nearly right stay, for small diffs.
+
+    Raises:
+        ValueError: if the text has no place for them.
+    """
+    found = STATED.search(text)
+    if not found:
+        raise ValueError("the first cell needs a line '**Time on two cores:** 0 minutes. **Memory:** 0 GB.'")
+    minutes, memory = max(0.1, round(seconds / 60, 1)), max(0.1, round(gigabytes, 1))
+    if abs(float(found[1]) - minutes) <= max(0.1, 0.15 * minutes) and abs(float(found[2]) - memory) < 0.25:
+        return text
+    return text.replace(found[0], f"**Time on two cores:** {minutes} minutes. **Memory:** {memory} GB.")
+
+
+def execute(path: Path) -> tuple[float, float]:
+    """Run one notebook in its own folder, save it, and return seconds and gigabytes that it took."""
     notebook = nbformat.read(path, as_version=4)
+    peak = nbformat.v4.new_code_cell("from gptcore.training import peak_memory_mb\nprint(peak_memory_mb())")
+    notebook.cells.append(peak)
     start = time.perf_counter()
     NotebookClient(
         notebook,
@@ -30,6 +53,8 @@ def execute(path: Path) -> float:
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - start
+    gigabytes = float(notebook.cells.pop().outputs[0].text) / 1024
+    notebook.cells[0].source = state_cost(notebook.cells[0].source, seconds, gigabytes)
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -43,7 +68,7 @@ def execute(path: Path) -> float:
     )
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-    return seconds
+    return seconds, gigabytes
 
 
 def main() -> None:
@@ -54,7 +79,7 @@ def main() -> None:
         sys.exit(f"no notebook in {NOTEBOOKS} starts with {' or '.join(prefixes)}")
     for path in paths:
         print(f"{path.name} ...", end=" ", flush=True)
-        print(f"{execute(path):.0f} s", flush=True)
+        print("{:.0f} s, {:.2f} GB".format(*execute(path)), flush=True)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gptcore.training import (
     language_model_loss,
     make_optimizers,
     orthogonalise,
+    peak_memory_mb,
     sample_windows,
     schedule_factor,
     set_threads,
@@ -90,6 +91,27 @@ def test_autocast_computes_in_the_precision_asked_for_or_else_the_machines(monke
     with autocast(asked):
         assert (matrix @ matrix).dtype == expected
     assert (matrix @ matrix).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "expected"),
+    [(63, None, torch.float32), (64, None, torch.bfloat16), (1, "bf16", torch.bfloat16)],
+)
+def test_autocast_leaves_a_few_rows_in_float32(monkeypatch, rows, asked, expected):
+    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    monkeypatch.setattr(training, "choose_device", lambda: torch.device("cpu"))
+    matrix = torch.ones(2, 2)
+    with autocast(asked, rows=rows):
+        assert (matrix @ matrix).dtype == expected
+
+
+def test_peak_memory_counts_megabytes():
+    before = peak_memory_mb()
+    assert 50 < before < 20_000
+    block = torch.ones(max(0, int(before)) + 100, 2**18)  # as many MB as were ever held, and a hundred more
+    assert peak_memory_mb() > before + 90
+    del block
+    assert peak_memory_mb() > before + 90  # it is a peak
 
 
 def test_the_trainer_asks_the_machine_unless_the_configuration_names_a_precision(monkeypatch):
@@ -214,7 +236,7 @@ def test_head_cross_entropy_of_huge_logits_stays_finite():
     loss.backward()
     # Logits (1000, -1000): sure and right, loss 0. Logits (-1000, 1000): sure and wrong, loss 2000.
     assert loss.item() == pytest.approx(2000)
-    assert torch.equal(features.grad, torch.tensor([[0.0], [-2.0]]))
+    torch.testing.assert_close(features.grad, torch.tensor([[0.0], [-2.0]]))
 
 
 @pytest.mark.parametrize("preset", PRESETS)

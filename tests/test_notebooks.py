@@ -1,0 +1,138 @@
+"""What every notebook has in common: badge, set-up cell, stated cost, numbered parts."""
+
+import subprocess
+import sys
+import types
+
+import nbformat
+import pytest
+from check_notebooks import cost_problems
+from execute_notebooks import STATED, state_cost
+from prepare_notebooks import NOTEBOOKS, ROOT, SETUP, address_of_repository, badge, prepare
+
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+CHAPTERS = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@CHAPTERS
+def test_badge_and_set_up_cell_agree_with_the_address_of_the_repository(path, tmp_path):
+    address = address_of_repository()
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    prepare(copy, address)
+    before, after = (nbformat.read(p, as_version=4) for p in (path, copy))
+    assert before == after, "run tests/prepare_notebooks.py"
+    assert badge(path.name, address) in before.cells[0].source.split("\n")
+    place = address.removeprefix("https://github.com/")
+    assert f"/github/{place}/blob/main/notebooks/{path.name})" in before.cells[0].source
+    assert (ROOT / "assets" / "colab.svg").exists()
+
+
+@CHAPTERS
+def test_a_chapter_has_the_parts_that_all_have(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].source.startswith(f"# {int(path.stem[:2])} · ")
+    assert STATED.search(notebook.cells[0].source)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    headings = [line for line in text.split("\n") if line.startswith("## ")]
+    assert headings[-3:] == ["## What you have learned", "## Questions to think about", "## Papers"]
+    questions = text[text.index("## Questions to think about") : text.index("## Papers")]
+    assert questions.count("<details>") == questions.count("</details>") == 3
+    assert "arXiv" in text[text.index("## Papers") :]
+
+
+def test_a_new_address_is_written_once_however_often_the_command_runs(tmp_path):
+    path = tmp_path / PATHS[0].name
+    path.write_bytes(PATHS[0].read_bytes())
+    for _ in range(2):
+        prepare(path, "https://github.com/someone/course")
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].source.count("[![Open in Colab]") == 1
+    assert "/github/someone/course/blob/main/notebooks/" in cells[0].source
+    assert [cell.id for cell in cells].count("setup") == 1
+    assert "https://github.com/someone/course" in cells[1].source
+    assert "OWNER" not in cells[0].source
+
+
+def on_colab(monkeypatch, tmp_path, address):
+    """The set-up cell as Colab would run it, with a folder of the test's in place of /content."""
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    exec(SETUP.format(address=address).replace("/content/gptcore", str(tmp_path / "gptcore")), {})
+
+
+def repository(folder):
+    """A small repository with a chapter and a package, made on the spot."""
+    (folder / "notebooks").mkdir(parents=True)
+    (folder / "notebooks" / "01.ipynb").write_text("{}")
+    (folder / "requirements.txt").write_text("# comment\ntorch>=2.6\nnumpy>=1.26\njupyterlab>=4\nnosuchpackage>=1\n")
+    run = lambda *words: subprocess.run(["git", "-C", folder, *words], check=True, capture_output=True)  # noqa: E731
+    run("init", "--quiet")
+    run("add", ".")
+    run("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "x")
+    return folder
+
+
+def test_on_colab_the_course_is_fetched_and_what_is_missing_installed_but_never_torch(monkeypatch, tmp_path):
+    source = repository(tmp_path / "source")
+    calls, run = [], subprocess.run
+
+    def watched(words, **settings):
+        calls.append([str(word) for word in words])
+        return run(words, **settings) if words[0] == "git" else None
+
+    monkeypatch.setattr(subprocess, "run", watched)
+    on_colab(monkeypatch, tmp_path, str(source))
+    from pathlib import Path
+
+    assert Path.cwd() == tmp_path / "gptcore" / "notebooks"
+    assert sys.path[0] == str(tmp_path / "gptcore")
+    assert (tmp_path / "gptcore" / "notebooks" / "01.ipynb").exists()
+    assert [call[0] for call in calls] == ["git", sys.executable]
+    assert calls[1][-1] == "nosuchpackage"
+    assert not {"torch", "numpy", "jupyterlab"} & set(calls[1])
+    import torch
+
+    assert (tmp_path / "held.txt").read_text() == f"torch=={torch.__version__}\n"
+    on_colab(monkeypatch, tmp_path, str(source))  # a second time nothing is fetched
+    assert [call[0] for call in calls].count("git") == 1
+
+
+def test_on_colab_a_course_without_an_address_says_what_to_do(monkeypatch, tmp_path):
+    with pytest.raises(RuntimeError, match="Upload its folder"):
+        on_colab(monkeypatch, tmp_path, "https://github.com/OWNER/gptcore")
+
+
+def test_elsewhere_the_set_up_cell_does_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    exec(SETUP.format(address="https://github.com/OWNER/gptcore"), {})
+    assert sys.path == before
+    assert list(tmp_path.iterdir()) == []
+
+
+COST = "**Time on two cores:** 1.0 minutes. **Memory:** 0.8 GB."
+
+
+def test_the_stated_cost_follows_the_measured_one_but_not_its_noise():
+    assert state_cost(f"# 1\n\n{COST}", 66, 0.9) == f"# 1\n\n{COST}"
+    assert state_cost(f"{COST} More.", 130, 1.24) == "**Time on two cores:** 2.2 minutes. **Memory:** 1.2 GB. More."
+    assert state_cost(COST, 1, 0.8) == "**Time on two cores:** 0.1 minutes. **Memory:** 0.8 GB."
+    with pytest.raises(ValueError, match="needs a line"):
+        state_cost("# 1", 66, 0.9)
+
+
+def test_a_chapter_that_takes_more_than_twice_its_stated_time_is_named(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell(f"# 1\n{COST}")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_a.ipynb")
+    record = tmp_path / "record.xml"
+    case = '<testcase classname="notebooks.01_a" name="notebooks/01_a.ipynb::Cell {}" time="{}"/>'
+
+    def tests_that_took(*seconds):
+        inner = "".join(case.format(number, value) for number, value in enumerate(seconds))
+        record.write_text(f"<testsuites><testsuite>{inner}</testsuite></testsuites>")
+        return cost_problems(tmp_path, record)
+
+    assert tests_that_took(59, 60) == []
+    assert tests_that_took(61, 60) == ["01_a.ipynb: took 2.0 minutes, its first cell states 1.0"]
