@@ -11,11 +11,13 @@ from gptcore import chain
 from gptcore.chat import Conversation
 from gptcore.checkpoint import OWN, SHIPPED, STAGES, CheckpointError, find_stage, load_stage
 from gptcore.generation import SamplingConfig
-from gptcore.training import generator_for, set_threads
+from gptcore.training import generator_for, join_processes, rank, set_threads
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Run the chain and print its report."""
+    join_processes()
+    first = rank() == 0
     recipe = chain.Recipe()
     recipe = replace(recipe, decoder=replace(recipe.decoder, preset=arguments.preset))
     run = chain.Chain(arguments.out, arguments.seed, arguments.text, recipe)
@@ -24,7 +26,8 @@ def train(arguments: argparse.Namespace) -> None:
         if run.stop_requested:  # a second Ctrl-C: at once
             raise KeyboardInterrupt
         run.stop_requested = True
-        print("\nStopping after this step ...", file=sys.stderr)
+        if first:
+            print("\nStopping after this step ...", file=sys.stderr)
 
     signal.signal(signal.SIGINT, stop_after_step)
     try:
@@ -34,6 +37,8 @@ def train(arguments: argparse.Namespace) -> None:
             f"\nStopped. What is done is in {arguments.out}; "
             f"go on with `python -m gptcore train --out {arguments.out} --seed {arguments.seed} --resume`"
         )
+    if not first:
+        return
     print(chain.as_table(report))
     if arguments.text is not None:
         print("\nA text of your own has no questions and answers: the chain ends with the base model.")

@@ -45,10 +45,15 @@ from gptcore.training import (
     StepReport,
     Trainer,
     TrainingConfig,
+    average,
     choose_device,
     generator_for,
+    leave_processes,
     peak_memory_mb,
+    processes,
+    rank,
     sample_windows,
+    wait_for_all,
 )
 
 # --- The recipe ----------------------------------------------------------------------------------
@@ -104,10 +109,18 @@ def train_tokenizer(seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -
 
 
 def text_batches(stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Random windows of a stream of ids and targets, batch by number."""
+    """Random windows of a stream of ids and targets, batch by number; each of several processes gets its rows.
+
+    Raises:
+        ValueError: if there are more processes than rows.
+    """
+    if processes() > recipe.batch_size:
+        raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {processes()} processes: start fewer")
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        return sample_windows(*stream, recipe.batch_size, recipe.decoder.context_length, generator_for(seed, step))
+        context_length = recipe.decoder.context_length
+        batch = sample_windows(*stream, recipe.batch_size, context_length, generator_for(seed, step))
+        return tuple(part[rank() :: processes()] for part in batch)
 
     return batch_at
 
@@ -249,16 +262,29 @@ class Chain:
     def run(self, resume: bool = False) -> dict[str, Any]:
         """Go through all stages that are not done yet and return the report.
 
+        Several processes (see `training.join_processes`) share pretraining and fine-tuning; then number 0 goes
+        on alone, and the others return what they know.
+
         Raises:
             FileExistsError: if the folder holds a run and `resume` is not set.
             ValueError: if it holds a run with another seed, preset or text.
             Interrupted: if a stop was requested; the state is saved.
         """
-        self._prepare(resume)
+        alone = rank() == 0
+        if alone:
+            self._prepare(resume)
+            self._tokenizer()
+        wait_for_all()
+        if not alone:
+            self.report = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         tokenizer = self._tokenizer()
         base = self._stage("base", tokenizer, self._pretrain)
         if self.text is None:
             sft = self._stage("sft", tokenizer, self._fine_tune, base)
+        leave_processes()
+        if not alone:
+            return self.report
+        if self.text is None:
             reward_model = self._stage("reward", tokenizer, self._train_reward_model, sft)
             ppo = self._stage("ppo", tokenizer, self._reinforce, sft, reward_model)
         if "scores" not in self.report:
@@ -297,6 +323,8 @@ class Chain:
         self._write_report()
 
     def _write_report(self) -> None:
+        if rank() > 0:
+            return
         self.report["peak_rss_mb"] = round(max(peak_memory_mb(), self.report.get("peak_rss_mb", 0)), 0)
         beside = self.out / ".report.json"
         beside.write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -314,11 +342,13 @@ class Chain:
             self._start = time.perf_counter()
             self._before = 0.0  # seconds of this stage in earlier, interrupted runs
             model = train(tokenizer, *models)
-            save_model(path, model, tokenizer, {"seed": self.seed, "stage": name})
-            (self.out / "state.safetensors").unlink(missing_ok=True)
+            if rank() == 0:
+                save_model(path, model, tokenizer, {"seed": self.seed, "stage": name})
+                (self.out / "state.safetensors").unlink(missing_ok=True)
             if name == "base":
                 self.report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             self._seconds(key, self._before + time.perf_counter() - self._start)
+            wait_for_all()
         # What later stages use is what was saved, half precision and all.
         return load_model(path, tokenizer)[0]
 
@@ -332,7 +362,7 @@ class Chain:
                 worker.load_state(tensors, values["state"])
                 self._before = values["seconds"]
                 done = values["done"]
-        bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress)
+        bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress or rank() > 0)
         last_save = time.perf_counter()
 
         def after_step(report: StepReport | Diagnostics) -> None:
@@ -342,12 +372,14 @@ class Chain:
                 bar.set_postfix(loss=f"{report.loss:.2f}")
             else:
                 bar.set_postfix(score=f"{report.score:.2f}", kl=f"{report.kl:.1f}")
-            if self.stop_requested or time.perf_counter() - last_save > 30:
+            # Ctrl-C may reach one process a step before the others: stop together.
+            stop = average(torch.tensor(float(self.stop_requested), device=choose_device())) > 0
+            if rank() == 0 and (stop or time.perf_counter() - last_save > 30):
                 tensors, state = worker.state()
                 seconds = self._before + time.perf_counter() - self._start
                 save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})
                 last_save = time.perf_counter()
-            if self.stop_requested:
+            if stop:
                 bar.close()
                 raise Interrupted
 

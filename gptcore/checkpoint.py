@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
 from gptcore.training import choose_device
 
 FORMAT = "gptcore 1"
@@ -161,10 +161,76 @@ def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | 
 
 
 # --- The transformers library --------------------------------------------------------------------
+#
+# Both presets are published architectures, so weights can go both ways. The library need not be installed.
+
+_THEIR_FIELDS = {
+    "gpt2": {
+        "vocabulary_size": "vocab_size",
+        "context_length": "n_positions",
+        "width": "n_embd",
+        "layers": "n_layer",
+        "heads": "n_head",
+        "hidden_width": "n_inner",
+        "norm_epsilon": "layer_norm_epsilon",
+    },
+    "llama": {
+        "vocabulary_size": "vocab_size",
+        "context_length": "max_position_embeddings",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "key_value_heads": "num_key_value_heads",
+        "hidden_width": "intermediate_size",
+        "norm_epsilon": "rms_norm_eps",
+        "rotary_base": "rope_theta",
+    },
+}
+
+_THEIR_NAMES = {
+    "gpt2": {
+        "embedding": "transformer.wte",
+        "positions": "transformer.wpe",
+        "norm": "transformer.ln_f",
+        "head": "lm_head",
+        "layers": "transformer.h",
+        "attention_norm": "ln_1",
+        "attention.output": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    },
+    "llama": {
+        "embedding": "model.embed_tokens",
+        "norm": "model.norm",
+        "head": "lm_head",
+        "layers": "model.layers",
+        "attention_norm": "input_layernorm",
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.output": "self_attn.o_proj",
+        "feed_forward_norm": "post_attention_layernorm",
+        "feed_forward.gate": "mlp.gate_proj",
+        "feed_forward.up": "mlp.up_proj",
+        "feed_forward.down": "mlp.down_proj",
+    },
+}
+
+# What a published model may ask for and our decoder does not do, by the value that means "no".
+_UNSUPPORTED = {
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None},
+}
 
 
 def as_transformers(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A decoder in the format of the `transformers` library, which need not be installed.
+    """A decoder in the format of the `transformers` library.
 
     Args:
         model: preset `gpt2` or `llama`.
@@ -174,67 +240,131 @@ def as_transformers(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
         `GPT2LMHeadModel` or `LlamaForCausalLM`.
     """
     config, ours = model.config, model.state_dict()
-    if config.preset == "gpt2":
-        theirs = {
-            "vocab_size": config.vocabulary_size,
-            "n_positions": config.context_length,
-            "n_embd": config.width,
-            "n_layer": config.layers,
-            "n_head": config.heads,
-            "n_inner": config.feed_forward_width,
-            "layer_norm_epsilon": config.norm_epsilon,
-        }
-        outer = {"embedding": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f"}
-        outer["head"] = "lm_head"
-        layer, inner = (
-            "transformer.h",
-            {
-                "attention_norm": "ln_1",
-                "attention.output": "attn.c_proj",
-                "feed_forward_norm": "ln_2",
-                "feed_forward.up": "mlp.c_fc",
-                "feed_forward.down": "mlp.c_proj",
-            },
-        )
-    else:
-        theirs = {
-            "vocab_size": config.vocabulary_size,
-            "max_position_embeddings": config.context_length,
-            "hidden_size": config.width,
-            "intermediate_size": config.feed_forward_width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-            "num_key_value_heads": config.key_value_heads or config.heads,
-            "rms_norm_eps": config.norm_epsilon,
-            "rope_theta": config.rotary_base,
-            "tie_word_embeddings": False,
-        }
-        outer = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-        layer, inner = (
-            "model.layers",
-            {
-                "attention_norm": "input_layernorm",
-                "attention.query": "self_attn.q_proj",
-                "attention.key": "self_attn.k_proj",
-                "attention.value": "self_attn.v_proj",
-                "attention.output": "self_attn.o_proj",
-                "feed_forward_norm": "post_attention_layernorm",
-                "feed_forward.gate": "mlp.gate_proj",
-                "feed_forward.up": "mlp.up_proj",
-                "feed_forward.down": "mlp.down_proj",
-            },
-        )
+    gpt2, names = config.preset == "gpt2", _THEIR_NAMES[config.preset]
+    shape = asdict(config) | {
+        "hidden_width": config.feed_forward_width,
+        "key_value_heads": config.key_value_heads or config.heads,
+    }
+    theirs = {their: shape[our] for our, their in _THEIR_FIELDS[config.preset].items()}
+    theirs["tie_word_embeddings"] = gpt2
     tensors = {}
     for name, tensor in ours.items():
         part, kind = name.rsplit(".", 1)  # "layers.0.attention.query", "weight"
         if not part.startswith("layers."):
-            tensors[f"{outer[part]}.{kind}"] = tensor
+            tensors[f"{names[part]}.{kind}"] = tensor
             continue
         _, number, part = part.split(".", 2)
-        transposed = config.preset == "gpt2" and not part.endswith("norm")  # GPT-2 stores its matrices so
-        if part in inner:
-            tensors[f"{layer}.{number}.{inner[part]}.{kind}"] = tensor.t() if transposed else tensor
+        layer = f"{names['layers']}.{number}"
+        transposed = gpt2 and not part.endswith("norm")  # GPT-2 stores its matrices so
+        if part in names:
+            tensors[f"{layer}.{names[part]}.{kind}"] = tensor.t() if transposed else tensor
         elif part == "attention.query":  # GPT-2 has the three projections in one matrix
             three = [ours[f"layers.{number}.attention.{name}.{kind}"] for name in ("query", "key", "value")]
-            tensors[f"{layer}.{number}.attn.c_attn.{kind}"] = torch.cat(three).t()
+            tensors[f"{layer}.attn.c_attn.{kind}"] = torch.cat(three).t()
     return theirs, tensors
+
+
+def from_transformers(config: dict[str, Any], tensors: dict[str, Tensor]) -> Decoder:
+    """A decoder with the weights of a published model.
+
+    Args:
+        config: what `config.json` of the `transformers` library holds; `model_type` says which
+            architecture it is.
+        tensors: its weights, by the library's names, in any precision.
+
+    Returns:
+        the decoder in evaluation mode, float32, on the chosen device.
+
+    Raises:
+        CheckpointError: if the architecture is not one of the two presets, or a weight is missing.
+    """
+    preset = config.get("model_type")
+    if preset not in _THEIR_NAMES:
+        raise CheckpointError(f"a model of type {preset!r} cannot be read: gptcore knows gpt2 and llama")
+    for name, no in _UNSUPPORTED[preset].items():
+        if config.get(name, no) != no:
+            raise CheckpointError(f"this model has {name} {config[name]!r}, which gptcore's decoder does not do")
+    shape = {ours: config[theirs] for ours, theirs in _THEIR_FIELDS[preset].items() if config.get(theirs) is not None}
+    # Newer versions of the library put the base of the rotary positions elsewhere.
+    rotary = config.get("rope_parameters") or {}
+    if rotary.get("rope_type", "default") != "default":
+        raise CheckpointError(f"this model has rotary positions of type {rotary['rope_type']!r}, ours are plain")
+    if "rope_theta" in rotary:
+        shape["rotary_base"] = rotary["rope_theta"]
+    if config.get("head_dim") not in (None, shape["width"] // shape["heads"]):
+        raise CheckpointError(f"heads of {config['head_dim']} features do not fill a width of {shape['width']}")
+    # GPT-2 as first published names its tensors without the model's name in front.
+    if preset == "gpt2" and "wte.weight" in tensors:
+        tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
+    model = Decoder(DecoderConfig(preset=preset, **shape))
+    names = _THEIR_NAMES[preset]
+    found = {}
+    try:
+        for name, own in model.state_dict().items():
+            part, kind = name.rsplit(".", 1)
+            if part == "head" and "lm_head.weight" not in tensors:  # tied to the embedding
+                found[name] = tensors[f"{names['embedding']}.weight"]
+                continue
+            if not part.startswith("layers."):
+                found[name] = tensors[f"{names[part]}.{kind}"]
+                continue
+            _, number, part = part.split(".", 2)
+            layer = f"{names['layers']}.{number}"
+            if part in names:
+                tensor = tensors[f"{layer}.{names[part]}.{kind}"]
+                found[name] = tensor.t() if preset == "gpt2" and not part.endswith("norm") else tensor
+            else:
+                place = ("attention.query", "attention.key", "attention.value").index(part)
+                found[name] = tensors[f"{layer}.attn.c_attn.{kind}"].t()[place * len(own) : (place + 1) * len(own)]
+        model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"the weights do not fit the model's config.json: {error}") from error
+    return model.to(choose_device()).eval()
+
+
+def read_transformers(folder: str | Path) -> Decoder:
+    """A published model from a folder with `config.json` and `*.safetensors`; its errors as `from_transformers`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files or not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} needs config.json and model.safetensors of a model in transformers' format")
+    tensors: dict[str, Tensor] = {}
+    for path in files:  # large models come in several
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
+    return from_transformers(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors)
+
+
+def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer) -> None:
+    """Write a folder from which `AutoModelForCausalLM` and `AutoTokenizer` load the model.
+
+    (Their model knows no texts apart: a window with several texts in it gets other logits there.)
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, tensors = as_transformers(model)
+    gpt2 = model.config.preset == "gpt2"
+    config |= {
+        "model_type": model.config.preset,
+        "architectures": ["GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM"],
+        "bos_token_id": tokenizer.special[END_OF_TEXT],
+        "eos_token_id": tokenizer.special[END],
+    }
+    if gpt2:  # one tensor in the file, two names for it
+        del tensors["lm_head.weight"]
+    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    tokenizer.save(folder / "tokenizer.json")
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END}
+    special |= {"clean_up_tokenization_spaces": False, "model_max_length": model.config.context_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=1), encoding="utf-8")

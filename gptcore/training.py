@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn import functional as F
 
 # On a CPU, oneDNN keeps a compiled kernel for each shape of matrix it has met, a thousand of them by
@@ -72,9 +73,10 @@ def choose_precision() -> Literal["fp32", "bf16", "fp16"]:
 
 
 def set_threads(threads: int | None = None) -> int:
-    """Use that many CPU threads, by default one for each core this process may use."""
+    """Use that many CPU threads, by default one for each core this process may use, shared with its siblings."""
     if threads is None:
         threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # set by torchrun
     torch.set_num_threads(threads)
     return threads
 
@@ -103,6 +105,50 @@ def autocast(precision: str | None = None, rows: int | None = None) -> AbstractC
     precision = precision or ("fp32" if few else choose_precision())
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(choose_device().type, dtype=dtype, enabled=precision != "fp32")
+
+
+# --- Several processes ---------------------------------------------------------------------------
+#
+# `torchrun` starts several processes that train together (data parallelism): each has the whole model and
+# reads its own rows of every batch; gradients are averaged before each step, so that all models stay equal.
+
+
+def join_processes() -> None:
+    """Meet the other processes, if `torchrun` started several; before anything else is done."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if choose_device().type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if choose_device().type == "cuda" else "gloo")
+
+
+def leave_processes() -> None:
+    """Go on alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0; only number 0 writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    if processes() > 1:
+        dist.barrier()
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Replace a tensor by its mean over all processes, in place."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+        tensor /= processes()
+    return tensor
 
 
 # --- Batches and loss ----------------------------------------------------------------------------
@@ -223,13 +269,15 @@ def language_model_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
         batch: inputs and targets `(B, T)`; targets that are `IGNORED` do not count.
 
     Returns:
-        a scalar; 0 if every target is ignored.
+        a scalar; 0 if every target is ignored. With several processes each divides by the mean of their
+        counts: the mean of their losses is then the loss of the whole batch, however it was divided.
     """
     tokens, targets = (part.to(model.device) for part in batch)
     trained = targets != IGNORED
     # The head is the widest matrix: compute it only where it is needed.
     features = model.hidden(tokens)[trained]
-    return head_cross_entropy(features, model.head.weight, targets[trained]) / trained.sum().clamp(min=1)
+    total = head_cross_entropy(features, model.head.weight, targets[trained])
+    return total / average(trained.sum().float()).clamp(min=1)
 
 
 # --- Learning rate -------------------------------------------------------------------------------
@@ -476,7 +524,7 @@ def update(
     clip_norm: float,
     scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """Backward pass, unscale, clip, step, in this order.
+    """Backward pass, average over processes, unscale, clip, step, in this order.
 
     A gradient scaler multiplies the loss so that small fp16 gradients do not vanish. Clipping must
     see the true gradients: unscale first.
@@ -488,6 +536,10 @@ def update(
         loss.backward()
     else:
         scaler.scale(loss).backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            average(parameter.grad)
+    if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
@@ -556,11 +608,12 @@ class Trainer:
                     group["lr"] = group["full_rate"] * factor
             with autocast(self.precision):
                 loss = self.loss_function(self.model, self.batch_at(self.step))
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: lower the learning rates")
+            shown = average(loss.detach().clone()).item()
+            if not math.isfinite(shown):
+                raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")
             norm = update(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
-            self.losses.append(loss.item())
-            report = StepReport(self.step, config.steps, loss.item(), norm, factor, time.perf_counter() - start)
+            self.losses.append(shown)
+            report = StepReport(self.step, config.steps, shown, norm, factor, time.perf_counter() - start)
             for callback in callbacks:
                 callback(report)
         return self.losses

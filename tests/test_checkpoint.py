@@ -4,24 +4,30 @@ import json
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 
 from gptcore import checkpoint
 from gptcore.checkpoint import (
+    SHIPPED,
     STAGES,
     CheckpointError,
     find_stage,
+    from_transformers,
     half,
     load_model,
     load_stage,
     load_tensors,
+    read_transformers,
     save_model,
     save_tensors,
+    write_transformers,
 )
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.generation import GREEDY, generate
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import Tokenizer
+from gptcore.tokenizer import END, Tokenizer
 
 BYTES = Tokenizer([])
 OTHER = Tokenizer([(97, 98)])
@@ -343,3 +349,125 @@ def test_a_stage_beside_a_tokenizer_of_another_run_is_refused(tmp_path):
     OTHER.save(tmp_path / "tokenizer.json")
     with pytest.raises(CheckpointError, match="another vocabulary"):
         load_stage("base", tmp_path)
+
+
+# --- The transformers library --------------------------------------------------------------------
+
+PUBLISHED = {
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=61, n_positions=32, n_embd=16, n_layer=2, n_head=4)
+    ),
+    "llama, grouped queries, tied head": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=61,
+            max_position_embeddings=32,
+            hidden_size=16,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_theta=5000.0,
+            tie_word_embeddings=True,
+        )
+    ),
+    "llama, head of its own": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=61,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=False,
+        )
+    ),
+}
+
+
+def published(name):
+    """A small model as others would publish it, every weight random."""
+    torch.manual_seed(0)
+    model = PUBLISHED[name]().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_gives_the_same_logits_in_our_decoder(tmp_path, name):
+    theirs = published(name)
+    theirs.save_pretrained(tmp_path)
+    ours = read_transformers(tmp_path)
+    tokens = torch.randint(61, (2, 11))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+def test_a_model_in_several_files_and_half_precision_is_read(tmp_path):
+    theirs = published("llama, grouped queries, tied head").to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    ours = read_transformers(tmp_path)
+    assert ours.embedding.weight.dtype == torch.float32
+    assert torch.equal(ours.embedding.weight, theirs.get_input_embeddings().weight.float())
+
+
+def test_gpt2s_first_published_names_are_read():
+    theirs = published("gpt2")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in theirs.transformer.state_dict().items()}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 32, 32)  # a buffer that old files hold
+    ours = from_transformers(theirs.config.to_dict(), tensors)
+    tokens = torch.randint(61, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "llama"])
+def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path, preset):
+    _, tokenizer = load_stage("base", SHIPPED)
+    torch.manual_seed(1)
+    config = DecoderConfig(tokenizer.vocabulary_size, context_length=48, layers=2, width=32, heads=2, preset=preset)
+    ours = Decoder(config).eval()
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    write_transformers(tmp_path, ours, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    reader = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "The capital of Peru is Lima. 秘鲁的首都是利马。 <|end|>?"
+    ids = tokenizer.encode(text)
+    assert reader.decode(ids) == text
+    assert reader(text.removesuffix(" <|end|>?"))["input_ids"] == tokenizer.encode(text.removesuffix(" <|end|>?"))
+    assert reader.eos_token_id == theirs.config.eos_token_id == tokenizer.special[END]
+    answer = theirs.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert answer[0, len(ids) :].tolist() == generate(ours, [ids], GREEDY, tokenizer.special[END])[0][:12]
+    again = read_transformers(tmp_path)
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gpt2", {"model_type": "bert"}, "knows gpt2 and llama"),
+        ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
+        ("llama, head of its own", {"attention_bias": True}, "attention_bias True"),
+        ("llama, head of its own", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        ("llama, head of its own", {"head_dim": 32}, "do not fill"),
+        ("llama, head of its own", {"hidden_size": 32}, "do not fit"),
+        ("llama, head of its own", {"num_hidden_layers": 2}, "do not fit"),
+    ],
+)
+def test_a_published_model_that_cannot_be_read_says_why(name, change, message):
+    theirs = published(name)
+    config = theirs.config.to_dict() | {"rope_parameters": None, "head_dim": None, "rope_scaling": None} | change
+    with pytest.raises(CheckpointError, match=message):
+        from_transformers(config, theirs.state_dict())
+
+
+def test_a_folder_without_a_model_says_what_it_needs(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"needs config\.json"):
+        read_transformers(tmp_path)
+    published("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="download it again"):
+        read_transformers(tmp_path)
