@@ -58,7 +58,7 @@ def small_chain(out: Path, resume: bool = False, stop_at: int | None = None) -> 
         mock.patch.object(chain, "exam", lambda part: {name: some[:4] for name, some in exam(part).items()}),
         mock.patch.object(chain, "collect_ballots", lambda *args: collect_ballots(*args[:3], 16, *args[4:])),
         mock.patch.object(chain, "text_batches", watched_batches),
-        mock.patch.object(training, "choose_precision", lambda: "fp32"),
+        mock.patch.object(training, "choose_precision", return_value="fp32"),
     ):
         run.run(resume)
     return run
