@@ -128,9 +128,9 @@ class Ours:
 
 
 SHORT = Ours(
-    DecoderConfig(vocabulary_size=0, context_length=64, layers=4, width=128, heads=4),
-    TrainingConfig(steps=260, matrix_rate=0.03, embedding_rate=0.3, head_rate=0.03, scalar_rate=0.02),
-    batch_size=32,
+    DecoderConfig(vocabulary_size=0, context_length=64, layers=2, width=160, heads=5),
+    TrainingConfig(steps=246, matrix_rate=0.06, embedding_rate=0.1, head_rate=0.03, scalar_rate=0.02),
+    batch_size=16,
     evaluate_from=200,
 )
 LONG = Ours(
