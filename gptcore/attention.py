@@ -14,6 +14,7 @@ Papers: "Attention Is All You Need" (arXiv 1706.03762), "RoFormer" for rotary po
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +74,15 @@ def scaled_dot_product_attention(
 
 
 def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotation of each position and pair of features (arXiv 2104.09864).
+    """Cosine and sine of the rotation of each position and feature (arXiv 2104.09864).
 
     Args:
         positions: `(..., T)` integers.
-        head_size: `D`, even.
+        head_size: `D`, even; features `i` and `i + D / 2` are a pair and turn by the same angle.
         base: the slowest pair turns once in about `2 pi base` positions.
 
     Returns:
-        two tensors `(..., T, D / 2)`, float32.
+        two tensors `(..., T, D)`, float32; the sine is negative for the first feature of each pair.
 
     Raises:
         ValueError: if `head_size` is odd.
@@ -90,24 +91,24 @@ def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> 
         raise ValueError(f"rotary positions turn pairs of features: the head size must be even, got {head_size}")
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
     angles = positions[..., None].float() * base**-exponents  # (..., T, D / 2)
-    return angles.cos(), angles.sin()
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair of features `(x[i], x[i + D / 2])` by the angle of its position.
+    """Turn each pair of features `(a, b)` by the angle of its position: `(a cos - b sin, b cos + a sin)`.
 
     The dot product of two rotated vectors depends on the distance of their positions only.
 
     Args:
         x: `(B, H, T, D)` queries or keys.
-        cosine, sine: broadcastable to `(B, H, T, D / 2)`, from `rotary_angles`.
+        cosine, sine: broadcastable to `(B, H, T, D)`, from `rotary_angles`.
 
     Returns:
         the rotated tensor, same shape and dtype as `x`.
     """
-    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    partner = x.roll(x.shape[-1] // 2, dims=-1)  # the halves have changed places
+    return torch.addcmul(x * cosine.to(x.dtype), partner, sine.to(x.dtype))
 
 
 class KeyValueCache:
@@ -188,7 +189,7 @@ class MultiHeadAttention(nn.Module):
             x: `(B, T, C)`.
             mask: bool, broadcastable to `(B, H, T, S)`, True where a query may look. None means
                 causal, which torch's fused kernel does fastest, and needs `T == S` or `T == 1`.
-            rotary: cosine and sine, broadcastable to `(B, H, T, D / 2)`; None for no rotation.
+            rotary: cosine and sine, broadcastable to `(B, H, T, D)`; None for no rotation.
             cache: earlier keys and values; the new ones are added under `layer`.
             return_weights: also return the weights; slower, since they must be written out.
 
@@ -212,10 +213,11 @@ class MultiHeadAttention(nn.Module):
         else:
             # The same computation, fused: no (T, S) matrix is kept for the backward pass.
             weights = None
-            with torch.autocast(x.device.type, enabled=False):
-                # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long; with a
-                # cache there is no backward pass.
-                if x.device.type == "cpu" and cache is None:
+            # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long; with a cache
+            # there is no backward pass.
+            in_float32 = x.device.type == "cpu" and cache is None
+            with torch.autocast(x.device.type, enabled=False) if in_float32 else nullcontext():
+                if in_float32:
                     query, key, value = query.float(), key.float(), value.float()
                 causal = mask is None and T > 1  # a single new position sees all
                 mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)

@@ -204,7 +204,7 @@ class Decoder(nn.Module):
             head_size = self.config.width // self.config.heads
             cosine, sine = rotary_angles(positions, head_size, self.config.rotary_base)
             if positions.dim() == 2:
-                cosine, sine = cosine[:, None], sine[:, None]  # (B, 1, T, D / 2), one for all heads
+                cosine, sine = cosine[:, None], sine[:, None]  # (B, 1, T, D), one for all heads
             rotary = cosine, sine
         for index, layer in enumerate(self.layers):
             x, weights = layer(

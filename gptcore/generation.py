@@ -81,12 +81,14 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator | 
     return draw(next_token_probabilities(logits, config), generator)
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:
+def pad_left(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor | None]:
     """Sequences of different lengths as one tensor, aligned at their ends; the width is a multiple of 16.
 
     Returns:
-        ids `(B, T)` and a mask `(B, T)`, False at padding.
+        ids `(B, T)`, and a mask `(B, T)`, False at padding; None if all are of one length and nothing is padded.
     """
+    if len(set(map(len, sequences))) == 1:
+        return torch.tensor([list(sequence) for sequence in sequences]), None
     longest = -(-max(map(len, sequences)) // 16) * 16
     ids = torch.full((len(sequences), longest), pad_token)
     mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
@@ -112,7 +114,7 @@ def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
             )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference_mode, autocast would convert every weight anew for every token
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -145,7 +147,7 @@ def generate(
     for start in range(0, len(order), batch_size):
         rows = torch.tensor(order[start : start + batch_size])  # which prompt stands in which row
         tokens, mask = pad_left([prompts[i] for i in rows], stop_token)
-        tokens, mask = tokens.to(model.device), mask.to(model.device)
+        tokens, mask = tokens.to(model.device), None if mask is None else mask.to(model.device)
         limits = torch.tensor(
             [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in rows]
         )  # a short prompt has room for a longer answer
@@ -169,10 +171,11 @@ def generate(
                     keep = going.int().argsort(descending=True, stable=True)[:count]
                     rows, limits, going = rows[keep], limits[keep], going[keep]
                     keep = keep.to(model.device)
-                    chosen, mask = chosen[keep], mask[keep]
+                    chosen, mask = chosen[keep], None if mask is None else mask[keep]
                     cache.keep(keep)
                 tokens = chosen[:, None]
-                mask = torch.cat((mask, going[:, None].to(model.device)), dim=1)
+                if mask is not None:
+                    mask = torch.cat((mask, going[:, None].to(model.device)), dim=1)
     return answers
 
 

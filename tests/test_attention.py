@@ -147,10 +147,10 @@ def test_keys_without_values_are_refused_with_both_counts():
 
 
 def test_rotation_by_hand():
-    # D = 4 and base 100: the pairs turn by 100^0 = 1 and 100^(-1/2) = 0.1 radians a position.
+    # D = 4 and base 100: the pairs (0, 2) and (1, 3) turn by 100^0 = 1 and 100^(-1/2) = 0.1 radians a position.
     cosine, sine = rotary_angles(torch.tensor([3]), 4, base=100.0)
-    torch.testing.assert_close(cosine, torch.tensor([[math.cos(3), math.cos(0.3)]]))
-    torch.testing.assert_close(sine, torch.tensor([[math.sin(3), math.sin(0.3)]]))
+    torch.testing.assert_close(cosine, torch.tensor([[math.cos(3), math.cos(0.3)] * 2]))
+    torch.testing.assert_close(sine, torch.tensor([[-math.sin(3), -math.sin(0.3), math.sin(3), math.sin(0.3)]]))
     # Feature i is paired with feature i + D / 2: (1, 0) turns into (cos, sin), (0, 1) into (-sin, cos).
     turned = rotate(torch.tensor([[[[1.0, 0, 0, 1]]]]), cosine, sine)
     torch.testing.assert_close(turned, torch.tensor([[[[math.cos(3), -math.sin(0.3), math.sin(3), math.cos(0.3)]]]]))

@@ -394,7 +394,13 @@ def test_pad_left_aligns_sequences_at_their_ends_in_a_width_of_whole_sixteens():
     assert mask[:, -3:].tolist() == [[True, True, True], [False, False, True], [False, True, True]]
     assert (ids[:, :-3] == 9).all()
     assert not mask[:, :-3].any()
-    assert pad_left([[1] * 17], pad_token=9)[0].shape == (1, 32)
+    assert pad_left([[1] * 17, [1]], pad_token=9)[0].shape == (2, 32)
+
+
+def test_sequences_of_one_length_are_not_padded():
+    ids, mask = pad_left([[1, 2, 3], [4, 5, 6]], pad_token=9)
+    assert ids.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert mask is None
 
 
 @pytest.mark.parametrize(
