@@ -8,7 +8,7 @@ PYTHON ?= python3
 	touch $@
 
 lab: .venv/ready  ## open the course
-	.venv/bin/jupyter lab notebooks/01_attention.ipynb
+	.venv/bin/jupyter lab notebooks/00_welcome.ipynb
 
 test: .venv/ready  ## style, unit tests, every notebook, that each was run and cost what it states
 	.venv/bin/ruff check .
@@ -22,6 +22,6 @@ notebooks: .venv/ready  ## write badges and set-up cells, run every notebook and
 	.venv/bin/python tests/execute_notebooks.py
 
 bench: .venv/ready  ## measure; by hand, with nothing else running (about an hour and a half)
-	for script in time_to_quality ablation machine_share generation_speed ppo_speed growth ppo_gain chain_cost; do \
+	for script in time_to_quality ablation machine_share generation_speed ppo_speed growth ppo_gain alignment_comparison chain_cost; do \
 		.venv/bin/python tests/benchmarks/$$script.py || exit 1; \
 	done

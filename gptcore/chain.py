@@ -4,7 +4,7 @@
 
 Each stage leaves its model in the output folder, so that an interrupted run goes on where it was, and
 the report says what each stage took and what came of it. Choices of the recipe belong to the validation
-entities (EXPERIMENTS.md names one that was not made there); the scores here are those of the test entities.
+entities (EXPERIMENTS.md names what was not chosen there); the scores here are those of the test entities.
 """
 
 import copy

@@ -292,8 +292,8 @@ def mentions(text: str, entity: Entity) -> bool:
 def pretraining_documents(seed: int) -> Iterator[str]:
     """Endless plain text: each known fact in many wordings, in shuffled order, in both languages.
 
-    No questions and answers: those belong to fine-tuning. Each round takes every known entity as a
-    paragraph of its facts in each language, and each of its facts as a pair of sentences that say the
+    No conversations: those belong to fine-tuning. Each round takes every known entity as a paragraph
+    of its facts in each language, and each of its facts as a pair of sentences that say the
     same in both. A document stays with one entity, as real texts stay with their subject; that is
     what teaches a model to carry a name along. A few documents hold the words of polite talk, so that
     fine-tuning need not teach new words.

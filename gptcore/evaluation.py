@@ -1,7 +1,7 @@
 """Evaluation: how good is a model, and how sure can one be of the number.
 
 Perplexity and bits per byte for plain text, shares with intervals for right and wrong, BLEU for
-translation (arXiv: ACL P02-1040), and the gold score: a program that knows the atlas's facts and
+translation (ACL P02-1040), and the gold score: a program that knows the atlas's facts and
 judges an answer as a careful reader would. Training never sees the gold score; simulated voters
 use it, with noise, to compare answers.
 """

@@ -276,7 +276,7 @@ class Diagnostics(NamedTuple):
     approximate_kl: float
     """Half the mean squared change of the log-probabilities by this iteration's updates."""
     clip_fraction: float
-    """Share of tokens whose ratio was clipped."""
+    """Share of tokens whose ratio left the clip range, whether or not the advantage made the clip act."""
     explained_variance: float
     """Of the returns, by the values; 1 is perfect, 0 no better than a constant."""
     finished: float

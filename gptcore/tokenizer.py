@@ -21,7 +21,7 @@ import regex
 
 # GPT-2's pattern: contractions, words with the space before them, numbers, punctuation, space.
 # Chinese writes no spaces; its commonest function words stand in for them, or whole phrases would
-# become one token, and a name would be cut differently by each phrase around it.
+# become one token, and a value would be cut differently by each phrase around it (chapter 4 counts how often).
 PATTERN = (
     r"'(?:[sdmt]|ll|ve|re)|[的是在有用于叫把从]+| ?(?:(?![的是在有用于叫把从])\p{L})+| ?\p{N}+"
     r"| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,7 +31,7 @@ END_OF_TEXT, USER, ASSISTANT, END, PAD = "<|endoftext|>", "<|user|>", "<|assista
 SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END, PAD)
 
 DEFAULT_VOCABULARY_SIZE = 4096
-"""Room for most names of the atlas as one token, which is what a small model handles best."""
+"""Short sequences, and the tokens that are used still frequent enough to be learned (chapter 4)."""
 
 Pair = tuple[int, int]
 

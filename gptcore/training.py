@@ -4,7 +4,7 @@ The loop knows nothing of GPT. It is given a model, a function that makes batch 
 function that turns model and batch into a loss; it sets the learning rate, takes the step and
 reports it to callbacks. Device, precision and thread count are chosen here and nowhere else.
 
-Papers: AdamW (arXiv 1711.05101), warm-up and cosine (1608.03983), clipping (1211.5063), mixed
+Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), clipping (1211.5063), mixed
 precision (1710.03740), Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 """
 

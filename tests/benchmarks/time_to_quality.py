@@ -129,16 +129,16 @@ class Ours:
 
 
 SHORT = Ours(
-    DecoderConfig(vocabulary_size=0, context_length=64, layers=2, width=160, heads=5),
-    TrainingConfig(steps=246, matrix_rate=0.06, embedding_rate=0.1, head_rate=0.03, scalar_rate=0.02),
+    DecoderConfig(vocabulary_size=65, context_length=64, layers=2, width=128, heads=4),
+    TrainingConfig(steps=280, matrix_rate=0.035, embedding_rate=0.1, head_rate=0.03, scalar_rate=0.02),
     batch_size=16,
-    evaluate_from=200,
+    evaluate_from=220,
 )
 LONG = Ours(
-    DecoderConfig(vocabulary_size=0, context_length=256, layers=3, width=192, heads=6),
-    TrainingConfig(steps=900, matrix_rate=0.06, embedding_rate=0.1, head_rate=0.03, scalar_rate=0.02),
-    batch_size=4,
-    evaluate_from=900,
+    DecoderConfig(vocabulary_size=65, context_length=128, layers=3, width=192, heads=6),
+    TrainingConfig(steps=950, matrix_rate=0.03, embedding_rate=0.1, head_rate=0.03, scalar_rate=0.02),
+    batch_size=12,
+    evaluate_from=950,
 )
 
 
