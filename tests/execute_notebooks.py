@@ -50,6 +50,7 @@ def execute(path: Path) -> tuple[float, float]:
         kernel_name="python3",
         record_timing=False,
         store_widget_state=False,
+        coalesce_streams=True,  # or each flushed word would stand in a box of its own
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - start
