@@ -30,7 +30,6 @@ def changed(decoder: dict | None = None, training: dict | None = None) -> Ours:
 RATE = SHORT.training.matrix_rate
 VARIANTS = {
     "all": SHORT,
-    "AdamW instead of Muon, rate 0.001": changed(training=ADAMW | {"matrix_rate": 0.001}),
     "AdamW instead of Muon, rate 0.003": changed(training=ADAMW | {"matrix_rate": 0.003}),
     "AdamW instead of Muon, rate 0.01": changed(training=ADAMW | {"matrix_rate": 0.01}),
     "gpt2 instead of llama": changed(decoder={"preset": "gpt2"}),
