@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcore import training
 from gptcore.decoder import Decoder, DecoderConfig
@@ -191,6 +192,27 @@ def test_generation_runs_in_half_precision(monkeypatch):
         assert all(0 <= token < VOCABULARY for token in answer)
         assert STOP not in answer[:-1]
     assert len(list(stream(never_stopping(), [1, 2], greedy(6), STOP))) == 6
+
+
+class Conversions(TorchDispatchMode):
+    """Counts how often each parameter of a model is converted to another dtype."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.times = dict.fromkeys((parameter.data_ptr() for parameter in model.parameters()), 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.times:
+            self.times[args[0].data_ptr()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_in_half_precision_each_weight_is_converted_once_and_not_for_every_token(monkeypatch):
+    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    model = never_stopping()
+    with Conversions(model) as conversions:
+        generate(model, [[1, 2]] * 64, greedy(5), STOP)
+    assert max(conversions.times.values()) == 1
 
 
 # --- Streaming -----------------------------------------------------------------------------------
