@@ -33,6 +33,8 @@ class Conversation:
     """What was said so far."""
     generator: torch.Generator | None = None
     """Source of randomness."""
+    answer_ids: list[int] = field(default_factory=list)
+    """The tokens of the last answer, without the one that ended it."""
 
     def prompt(self, message: str) -> list[int]:
         """Ids that the model reads before it answers; as many of the last turns as leave room for an answer.
@@ -64,7 +66,9 @@ class Conversation:
         stop = self.tokenizer.special[END_OF_TEXT if self.plain else END]
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may be split over tokens
         answer = ""
+        self.answer_ids = []
         for token in stream(self.model, self.prompt(message), self.sampling, stop, self.generator):
+            self.answer_ids.append(token)
             piece = decoder.decode(self.tokenizer.decode_bytes([token]))
             piece = piece if answer else piece.lstrip()
             answer += piece
