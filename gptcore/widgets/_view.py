@@ -1,0 +1,217 @@
+"""What all views share: messages from the browser, errors in words, static pictures, readable tokens.
+
+A view is an anywidget: Python holds `data`, which a small script of `static/` draws. What the reader
+does comes back as a message that names one of the view's `do_...` methods. A view computes nothing
+itself: its data come from functions that stand before it in its module and call the core.
+
+Scripts and styles are sent with the view, so nothing is loaded from anywhere. Where no script may run
+(a notebook only looked at: not yet trusted, on GitHub, exported) the static picture is shown, which
+travels in the same output.
+"""
+
+import base64
+import io
+import textwrap
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import torch
+import traitlets
+from matplotlib import get_data_path
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from torch import Tensor
+
+from gptcore.checkpoint import STAGES, load_stage
+from gptcore.decoder import Decoder
+from gptcore.tokenizer import Tokenizer
+
+STATIC = Path(__file__).parent / "static"
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, PINK, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+
+
+def script(name: str) -> str:
+    """The script of a view: what all of them share, then its own."""
+    return "\n".join((STATIC / f"{part}.js").read_text(encoding="utf-8") for part in ("common", name))
+
+
+# --- Tokens as people read them ------------------------------------------------------------------
+
+_SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+
+
+def readable(piece: bytes) -> str:
+    """A token's bytes for people: spaces become visible, and what is no character is written in hexadecimal.
+
+    No sign of the result is invisible or turns the direction of the text around it.
+    """
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return f"‹{piece.hex(' ').upper()}›"
+    signs = [_SIGNS.get(sign, sign if sign.isprintable() else f"‹{ord(sign):X}›") for sign in text]
+    if signs and unicodedata.combining(text[0]):
+        signs.insert(0, "◌")  # an accent needs something to stand on
+    return "".join(signs)
+
+
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """One token as people read it; a special token by its name.
+
+    Raises:
+        ValueError: if the id is not in the vocabulary.
+    """
+    if token >= len(tokenizer.token_bytes):
+        return tokenizer.token_text(token)
+    return readable(tokenizer.decode_bytes([token]))
+
+
+def token_labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Several tokens as people read them."""
+    return [token_label(tokenizer, token) for token in ids]
+
+
+# --- Models --------------------------------------------------------------------------------------
+
+
+class Models:
+    """The decoders that a view lets the reader choose from; those of the chain are loaded when first needed.
+
+    Args:
+        model: a decoder of the reader's own, several by name, or None for the stages of the chain.
+        tokenizer: of the reader's own decoders.
+        stages: which stages of the chain are offered.
+
+    Raises:
+        ValueError: if a decoder comes without its tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | dict[str, Decoder] | None,
+        tokenizer: Tokenizer | None,
+        stages: Sequence[str] = tuple(stage for stage in STAGES if stage != "reward"),
+    ) -> None:
+        if model is not None and tokenizer is None:
+            raise ValueError("a model of your own needs its tokenizer, too: pass both")
+        self._own = {"yours": model} if isinstance(model, Decoder) else model
+        self._tokenizer = tokenizer
+        self.names = list(self._own or stages)
+
+    def __getitem__(self, name: str) -> tuple[Decoder, Tokenizer]:
+        if name not in self.names:
+            raise ValueError(f"there is no model {name!r}: choose one of {', '.join(self.names)}")
+        return (self._own[name], self._tokenizer) if self._own else _stage(name)
+
+
+@cache
+def _stage(name: str) -> tuple[Decoder, Tokenizer]:
+    return load_stage(name)
+
+
+# --- Static pictures -----------------------------------------------------------------------------
+
+
+@cache
+def _drawn_by_default() -> frozenset[int]:
+    font = FT2Font(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    return frozenset(font.get_charmap())
+
+
+def drawable(label: str, number: int | None = None) -> str:
+    """A label that matplotlib's own font has; for any other text its number, or how long it is.
+
+    A dollar sign would begin a formula.
+    """
+    if all(ord(sign) in _drawn_by_default() for sign in label):
+        return label.replace("$", r"\$")
+    return f"[{len(label)} characters]" if number is None else f"#{number}"
+
+
+def picture(draw: Callable[[Figure], None], width: float = 8.0, height: float = 3.6) -> bytes:
+    """A PNG of what `draw` puts on a figure, on an opaque white ground; inches."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    draw(figure)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90, metadata={"Software": None})
+    return file.getvalue()
+
+
+def picture_of_lines(title: str, lines: Sequence[str]) -> bytes:
+    """A PNG of some texts below each other; what matplotlib's font cannot draw is left out and said."""
+    rows = [row for line in lines for row in textwrap.wrap(drawable(line), 96) or [""]]
+
+    def draw(figure: Figure) -> None:
+        for number, row in enumerate([title, *rows]):
+            y = 1 - (number + 0.7) / (len(rows) + 1.6)
+            figure.text(0.02, y, row, fontsize=9, va="center", weight="bold" if number == 0 else "normal")
+
+    return picture(draw, 8, 0.24 * (len(rows) + 1.6))
+
+
+def with_picture(bundle: dict[str, Any], png: bytes, words: str) -> dict[str, Any]:
+    """An output in several forms, the picture and words among them for where the first cannot be shown."""
+    return bundle | {"image/png": base64.b64encode(png).decode(), "text/plain": words}
+
+
+# --- The view ------------------------------------------------------------------------------------
+
+
+class View(anywidget.AnyWidget):
+    """A view in the browser: it draws `data`, and asks for `do_...` methods by message."""
+
+    _css = (STATIC / "views.css").read_text(encoding="utf-8")
+    title = "view"
+    """What a screen reader calls the view."""
+    data = traitlets.Dict().tag(sync=True)
+    """What is drawn."""
+    error = traitlets.Unicode().tag(sync=True)
+    """What went wrong, in words; the view shows it."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+        self.on_msg(lambda _, content, __: self.receive(content))
+
+    def receive(self, content: dict[str, Any]) -> None:
+        """Do what a message asks for, `{"do": name, "with": arguments}`, and confirm it.
+
+        What the reader did wrong (a `ValueError` of the core says what) is shown. So is any other
+        exception, which is also raised: it is a mistake of ours.
+        """
+        try:
+            self.error = ""
+            getattr(self, f"do_{content['do']}")(**content.get("with", {}))
+        except ValueError as error:
+            self.error = str(error)
+        except Exception as error:
+            self.show_mistake(error)
+            raise
+        finally:
+            self.send({"done": content.get("number")})
+
+    def show_mistake(self, error: BaseException) -> None:
+        """Say that something failed that should not."""
+        self.error = f"This view has failed: {type(error).__name__}: {error}. Run its cell again to start anew."
+
+    def static_picture(self) -> bytes:
+        """PNG of the view as it is now, for where it cannot run."""
+        raise NotImplementedError
+
+    def words(self) -> str:
+        """The view in one line."""
+        return f"{self.title} (interactive: run this cell in JupyterLab, Notebook 7, Colab or VS Code)"
+
+    def _repr_mimebundle_(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle, metadata = super()._repr_mimebundle_(**settings)
+        return with_picture(bundle, self.static_picture(), self.words()), metadata
+
+
+def rounded(values: Tensor | Sequence[float], digits: int = 5) -> list[float]:
+    """Numbers short enough to be sent."""
+    return [round(float(value), digits) for value in torch.as_tensor(values).flatten().tolist()]
