@@ -1,0 +1,310 @@
+"""PPO lab: what KL coefficient, clip, learning rate and the number of comparisons do to PPO.
+
+Many small runs are recorded (`tests/record_ppo_lab.py` makes them), so that every setting answers at
+once; any of them can be run again, live, with other random numbers. What to look for: a policy that
+does not move, a policy that says the same to everything, and a reward that rises while the answers get
+worse.
+"""
+
+import asyncio
+import copy
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import traitlets
+from matplotlib.figure import Figure
+
+from gptcore.chain import Recipe, ask, exam
+from gptcore.checkpoint import SHIPPED, load_stage
+from gptcore.corpus import Prompt
+from gptcore.decoder import Decoder
+from gptcore.evaluation import gold_score
+from gptcore.finetuning import PromptSource, encode_answer, encode_prompt
+from gptcore.generation import SamplingConfig
+from gptcore.ppo import PPO, Diagnostics, PPOConfig
+from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, reward_loss, score
+from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.training import Trainer
+from gptcore.widgets._view import BLUE, ORANGE, View, picture, script
+
+RECORDED = SHIPPED.parent / "ppo_lab.json"
+"""The recorded runs that come with the course."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the reader chooses."""
+
+    kl_coefficient: float = 0.02
+    """Beta: reward lost for each nat away from the fine-tuned model."""
+    clip: float = 0.2
+    """Largest change of a ratio that is rewarded; 5 hardly ever clips."""
+    policy_rate: float = 5e-4
+    """The policy's learning rate."""
+    ballots: int = 4000
+    """Prompts whose answers were compared for the reward model, about six comparisons each; 4,000 is the chain's."""
+
+
+GRID: dict[str, tuple[float, ...]] = {
+    "kl_coefficient": (0.0, 0.02, 0.5),
+    "clip": (0.02, 0.2, 5.0),
+    "policy_rate": (1e-6, 5e-4, 2e-3),
+    "ballots": (8, 100, 4000),
+}
+"""The values that can be chosen; every combination is recorded."""
+
+CONFIG = PPOConfig(iterations=16, rollout_size=64, minibatch_size=16, value_iterations=2)
+"""A small run: large enough that each of the failures shows, small enough for about a quarter of a minute."""
+
+
+def all_settings() -> list[Setting]:
+    """Every combination of the grid."""
+    return [Setting(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+
+
+# --- One run -------------------------------------------------------------------------------------
+
+
+def lab_questions(count: int = 48) -> list[Prompt]:
+    """Questions on which the answers are graded by the truth, the same in every run."""
+    return random.Random("ppo lab").sample(exam("validation")["mixed"], count)
+
+
+def train_judge(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 0) -> RewardModel:
+    """A reward model that has seen only so many ballots, trained as the chain's, in no fewer than 24 steps."""
+    found = list(collect_ballots(sft, tokenizer, PromptSource("train"), ballots, seed))
+    recipe = Recipe()
+    batches = BallotBatches(found, min(recipe.ballot_batch_size, len(found)), seed)
+    torch.manual_seed(seed)
+    model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
+    steps = max(24, batches.per_epoch)
+    Trainer(model, batches, replace(recipe.reward, steps=steps, seed=seed), reward_loss).run()
+    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in found])
+    return model.eval()
+
+
+def commonest_share(answers: Sequence[str]) -> float:
+    """Share of the answers that hold the sentence which most of them hold: near 1 when all say the same."""
+    sentences = Counter(
+        sentence for text in answers for sentence in {s.strip() for s in re.split("[.!?。！？]", text)} if sentence
+    )
+    return sentences.most_common(1)[0][1] / len(answers) if sentences else 1.0
+
+
+class _Pause(Exception):
+    """Stops PPO after an iteration; it goes on from there."""
+
+
+def iterations_of(ppo: PPO) -> Iterator[Diagnostics]:
+    """The iterations of a run one by one, so that something else can happen between them."""
+
+    def pause(_: Diagnostics) -> None:
+        raise _Pause
+
+    while len(ppo.history) < ppo.config.iterations:
+        with suppress(_Pause):
+            ppo.run([pause])
+        yield ppo.history[-1]
+
+
+def lab_run(
+    setting: Setting,
+    sft: Decoder,
+    judge: RewardModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Prompt],
+    seed: int = 0,
+    config: PPOConfig = CONFIG,
+    every: int = 4,
+) -> Iterator[dict[str, Any]]:
+    """One run of PPO with these settings.
+
+    Args:
+        setting: what the reader chose.
+        sft: where the policy begins; not changed.
+        judge: the reward model.
+        tokenizer: of both.
+        questions: graded every few iterations.
+        seed: of prompts and draws.
+        config: everything else.
+        every: iterations between two gradings.
+
+    Yields:
+        the run so far after each iteration: `curves` (points of iteration and value for learned `score`,
+        `gold` score, `kl`, `length`, `entropy` and `repeated`, the share of answers with the commonest sentence)
+        and, after the last, `answers` to the questions with learned reward and gold score.
+    """
+    config = replace(
+        config,
+        kl_coefficient=setting.kl_coefficient,
+        clip=setting.clip,
+        policy_rate=setting.policy_rate,
+        seed=seed,
+    )
+    policy = copy.deepcopy(sft)
+    ppo = PPO(policy, copy.deepcopy(sft), copy.deepcopy(judge), tokenizer, PromptSource("train"), config)
+    curves: dict[str, list[tuple[int, float]]] = {
+        name: [] for name in ("score", "gold", "kl", "length", "entropy", "repeated")
+    }
+
+    def grade(iteration: int) -> list[str]:
+        answers = ask(policy, tokenizer, questions, SamplingConfig(), seed)
+        golds = [gold_score(prompt, answer) for prompt, answer in zip(questions, answers, strict=True)]
+        curves["gold"].append((iteration, round(sum(golds) / len(golds), 3)))
+        curves["repeated"].append((iteration, round(commonest_share(answers), 3)))
+        return answers
+
+    grade(0)
+    for entry in iterations_of(ppo):
+        done = entry.iteration + 1
+        for name in ("score", "kl", "length", "entropy"):
+            curves[name].append((done, round(getattr(entry, name), 3)))
+        answers = grade(done) if done % every == 0 or done == config.iterations else []
+        run: dict[str, Any] = {"setting": asdict(setting), "seed": seed, "curves": curves}
+        if done == config.iterations:
+            sequences = [
+                encode_prompt(tokenizer, prompt.question) + encode_answer(tokenizer, answer)
+                for prompt, answer in zip(questions, answers, strict=True)
+            ]
+            longest = judge.config.context_length
+            rewards = score(judge, [ids[:longest] for ids in sequences]).tolist()
+            run["answers"] = [
+                [answer, round(reward, 2), round(gold_score(prompt, answer), 2)]
+                for prompt, answer, reward in list(zip(questions, answers, rewards, strict=True))[:6]
+            ]
+        yield run
+
+
+def signs(run: dict[str, Any]) -> list[str]:
+    """What has happened in a run, by its curves: `frozen`, `hacking`, `collapse`, in this order, or nothing."""
+    curves = {name: [value for _, value in points] for name, points in run["curves"].items()}
+    gain = sum(curves["score"][-3:]) / 3 - sum(curves["score"][:3]) / 3
+    gold = curves["gold"][-1] - curves["gold"][0]
+    found = []
+    if curves["kl"][-1] < 0.05:
+        found.append("frozen")
+    if gain > 0.25 and gold < -0.1:
+        found.append("hacking")
+    if curves["repeated"][-1] >= 0.5 and curves["repeated"][-1] > curves["repeated"][0] + 0.25:
+        found.append("collapse")
+    return found
+
+
+# --- The view ------------------------------------------------------------------------------------
+
+
+class PPOLab(View):
+    """Settings of PPO and what came of them, recorded or run now.
+
+    Args:
+        recorded: the file of the recorded runs; without it only live runs are offered.
+        config: of live runs.
+    """
+
+    _esm = script("ppo_lab")
+    title = "PPO lab"
+    live = traitlets.Dict().tag(sync=True)
+    """The live run: `going`, `progress`, and the run so far under `run`."""
+
+    def __init__(self, recorded: str | Path = RECORDED, config: PPOConfig = CONFIG) -> None:
+        self.config = config
+        path = Path(recorded)
+        record = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.exists()
+            else {"runs": [], "questions": [], "before": []}
+        )
+        self._judges: dict[int, RewardModel] = {}
+        self._seed = 0
+        self._stopped = False
+        self._task: asyncio.Task[None] | None = None
+        super().__init__()
+        runs = [run | {"signs": signs(run)} for run in record["runs"]]
+        self.data = {
+            "grid": {name: list(values) for name, values in GRID.items()},
+            "standard": asdict(Setting()),
+            "questions": record["questions"],
+            "before": record["before"],
+            "runs": runs,
+        }
+        self.live = {"going": False}
+
+    @cached_property
+    def _chain(self) -> tuple[Decoder, Tokenizer]:
+        return load_stage("sft")
+
+    def _judge(self, ballots: int) -> RewardModel:
+        if ballots not in self._judges:
+            whole = ballots >= Recipe().ballots
+            self._judges[ballots] = load_stage("reward")[0] if whole else train_judge(*self._chain, ballots)
+        return self._judges[ballots]
+
+    def do_run(self, **setting: float) -> None:
+        """Run a setting now, with other random numbers than the recorded run; the notebook stays usable.
+
+        Raises:
+            ValueError: if a run is going on.
+        """
+        if self.live["going"]:
+            raise ValueError("a run is going on: stop it first")
+        self._seed += 1
+        self._stopped = False
+        chosen = Setting(**setting | {"ballots": int(setting["ballots"])})
+        self.live = {"going": True, "progress": 0.0, "run": None}
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # not in a notebook
+            asyncio.run(self._run(chosen))
+        else:
+            self._task = loop.create_task(self._run(chosen))
+
+    def do_stop(self) -> None:
+        """Stop the live run after its current iteration."""
+        self._stopped = True
+
+    async def _run(self, setting: Setting) -> None:
+        try:
+            await asyncio.sleep(0.05)  # between the iterations the reader's other messages are heard
+            judge = self._judge(setting.ballots)
+            for run in lab_run(
+                setting, *self._chain[:1], judge, self._chain[1], lab_questions(), self._seed, self.config
+            ):
+                share = len(run["curves"]["kl"]) / self.config.iterations
+                self.live = {"going": share < 1, "progress": share, "run": copy.deepcopy(run) | {"signs": []}}
+                await asyncio.sleep(0.05)
+                if self._stopped:
+                    break
+        except Exception as error:
+            self.show_mistake(error)
+            raise
+        finally:
+            self.live = self.live | {"going": False}
+
+    def static_picture(self) -> bytes:
+        """Learned reward against gold score: a point for each recorded run."""
+        runs = self.data["runs"]
+
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots()
+            for few, colour, marker in ((True, ORANGE, "s"), (False, BLUE, "o")):
+                chosen = [run for run in runs if (run["setting"]["ballots"] < Recipe().ballots) == few]
+                points = [(run["curves"]["score"][-1][1], run["curves"]["gold"][-1][1]) for run in chosen]
+                name = "a reward model with few comparisons" if few else "the chain's reward model"
+                if points:
+                    axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, label=name)
+            axes.set(xlabel="learned reward at the end (deviations)", ylabel="gold score at the end")
+            if runs:
+                axes.legend(fontsize=8)
+            axes.set_title(f"{len(runs)} runs of PPO: what the judge sees, and what is true", fontsize=9)
+
+        return picture(draw, 7, 3.6)
