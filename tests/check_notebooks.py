@@ -33,7 +33,7 @@ def problems(path: Path) -> list[str]:
         for output in cell.outputs:
             if output.output_type == "error":
                 found.append(f"cell {number} stores an error: {output.ename}")
-            for kind in ("text/html", "application/javascript"):
+            for kind in ("text/html", "application/javascript", "application/vnd.jupyter.widget-view+json"):
                 if kind in output.get("data", {}):
                     found.append(f"cell {number} stores {kind}")
     return found

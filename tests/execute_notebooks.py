@@ -38,6 +38,14 @@ def state_cost(text: str, seconds: float, gigabytes: float) -> str:
     return text.replace(found[0], f"**Time on two cores:** {minutes} minutes. **Memory:** {memory} GB.")
 
 
+def keep_picture(output: nbformat.NotebookNode) -> None:
+    """Of a view store only what can be shown without a kernel and without trust: its static picture."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        for kind in ("application/vnd.jupyter.widget-view+json", "text/html"):
+            data.pop(kind, None)
+
+
 def execute(path: Path) -> tuple[float, float]:
     """Run one notebook in its own folder, save it, and return seconds and gigabytes that it took."""
     notebook = nbformat.read(path, as_version=4)
@@ -61,6 +69,8 @@ def execute(path: Path) -> tuple[float, float]:
             continue
         # What a library warns or logs depends on the machine; the reader's own prints stay.
         cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        for output in cell.outputs:
+            keep_picture(output)
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -6,8 +6,8 @@ import types
 
 import nbformat
 import pytest
-from check_notebooks import cost_problems
-from execute_notebooks import STATED, state_cost
+from check_notebooks import cost_problems, problems
+from execute_notebooks import STATED, keep_picture, state_cost
 from prepare_notebooks import NOTEBOOKS, ROOT, SETUP, address_of_repository, badge, prepare
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -137,3 +137,15 @@ def test_a_chapter_that_takes_more_than_twice_its_stated_time_is_named(tmp_path)
     assert tests_that_took(59, 60) == []
     assert "not in the record" in tests_that_took()[0]
     assert tests_that_took(61, 60) == ["01_a.ipynb: took 2.0 minutes, its first cell states 1.0"]
+
+
+def test_of_a_view_only_its_picture_is_stored(tmp_path):
+    bundle = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/html": "<p>", "text/plain": "a view"}
+    cell = nbformat.v4.new_code_cell("view", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("display_data", data=bundle | {"image/png": "aaaa"})]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    assert len(problems(tmp_path / "a.ipynb")) == 2
+    keep_picture(cell.outputs[0])
+    assert set(cell.outputs[0].data) == {"image/png", "text/plain"}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
+    assert problems(tmp_path / "a.ipynb") == []
