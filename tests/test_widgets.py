@@ -393,7 +393,7 @@ def test_the_map_tells_what_the_report_tells():
     assert [stage["name"] for stage in stages] == ["Tokenizer", "Pretraining", "Fine-tuning", "Reward model", "PPO"]
     assert stages[2]["cost"] == report["stages"]["sft"]["seconds"]
     accuracy = report["scores"]["reward_pair_accuracy"]
-    assert [score[1] for score in stages[3]["scores"]] == [f"{accuracy:.1%}"]
+    assert [score[1] for score in stages[3]["scores"]] == [f"{100 * accuracy:.1f} %"]
     assert "questions" in stages[3]["scores"][0][2]
 
 

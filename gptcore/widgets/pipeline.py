@@ -65,6 +65,14 @@ _STAGES: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
 _NO_SHARES = ("base_bits_per_byte", "ppo_kl")
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
 def pipeline_stages(report: dict[str, Any]) -> list[dict[str, Any]]:
     """The stages that a run has gone through, in order, in words and figures.
 
@@ -83,10 +91,10 @@ def pipeline_stages(report: dict[str, Any]) -> list[dict[str, Any]]:
         for score, meaning in meanings.items():
             if score not in report.get("scores", {}):
                 continue
-            shown = "{:.2f}" if score in _NO_SHARES else "{:.1%}"
+            shown = _number if score in _NO_SHARES else _percent
             interval = report.get("intervals", {}).get(score)
-            between = f"{shown} to {shown}".format(*interval[:2]) + f", {interval[2]} questions" if interval else None
-            scores.append([meaning, shown.format(report["scores"][score]), between])
+            between = f"{shown(interval[0])} to {shown(interval[1])}, {interval[2]} questions" if interval else None
+            scores.append([meaning, shown(report["scores"][score]), between])
         found.append(
             {"name": name, "read": read, "learned": learned, "cost": report["stages"][key]["seconds"], "scores": scores}
         )

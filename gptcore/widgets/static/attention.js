@@ -27,7 +27,7 @@ function render({ model, el }) {
   const lines = make("div");
   const reading = make("p", { class: "reading", role: "status" });
   root.append(
-    make("div", { class: "row" }, make("label", { class: "wide" }, make("span", {}, "Text"), input)),
+    make("div", { class: "row" }, labelled("Text", input, { class: "wide" })),
     make("div", { class: "row" }, labelled("read as", form), labelled("model", stage), labelled("show", kinds)),
     note,
     heads,
@@ -35,8 +35,8 @@ function render({ model, el }) {
     make(
       "div",
       { class: "panels" },
-      make("figure", { class: "scroll" }, make("figcaption", {}, "Row: the token that looks. Column: where it looks."), matrix),
-      make("figure", { class: "scroll" }, make("figcaption", {}, "The same as lines: the thicker, the larger the weight."), lines),
+      make("figure", {}, make("figcaption", {}, "Row: the token that looks. Column: where it looks."), make("div", { class: "scroll" }, matrix)),
+      make("figure", {}, make("figcaption", {}, "The same as lines: the thicker, the larger the weight."), make("div", { class: "scroll" }, lines)),
     ),
   );
 
@@ -93,7 +93,7 @@ function render({ model, el }) {
   }
 
   function drawMatrix() {
-    const size = Math.max(11, Math.min(30, Math.floor(480 / side)));
+    const size = Math.max(12, Math.min(26, Math.floor(400 / side)));
     const canvas = make("canvas", { tabindex: "0", role: "img", "aria-label": "matrix of this head; the arrow keys move from cell to cell" });
     paint(canvas, layer, head);
     canvas.style.width = canvas.style.height = `${side * size}px`;
@@ -124,14 +124,15 @@ function render({ model, el }) {
       down.addEventListener("pointerenter", () => pick(i));
       return [across, down];
     });
+    matrix.style.fontSize = `${Math.min(12, size - 1)}px`;
     const focused = matrix.contains(document.activeElement);
     matrix.replaceChildren(...labels, canvas);
     if (focused) canvas.focus();
   }
 
   function drawLines() {
-    const gap = 20, left = 130, right = 270;
-    const svg = makeSvg("svg", { class: "lines", width: right + 130, height: side * gap + 4, "aria-hidden": "true" });
+    const gap = 20, left = 120, right = 240;
+    const svg = makeSvg("svg", { class: "lines", width: right + 120, height: side * gap + 4, "aria-hidden": "true" });
     const middle = (i) => i * gap + gap / 2;
     const [low, high] = range(layer, head);
     for (let row = 0; row < side; row++) {

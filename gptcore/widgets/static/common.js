@@ -23,8 +23,10 @@ function isolated(text, attributes = {}) {
   return make("bdi", attributes, text);
 }
 
-function labelled(text, control) {
-  return make("label", {}, make("span", {}, text), control);
+// The name is also the control's own: read from the label, it would contain the options and values.
+function labelled(text, control, attributes = {}) {
+  control.setAttribute("aria-label", text);
+  return make("label", attributes, make("span", {}, text), control);
 }
 
 function button(text, onclick, attributes = {}) {
@@ -40,18 +42,20 @@ function select(names, chosen, onchange, attributes = {}) {
 
 // A slider with its value beside it. `show` turns the slider's number into words.
 function slider(text, { min, max, step, value }, show, oninput) {
-  const output = make("output", {}, show(value));
+  const shown = make("span", { class: "value", "aria-hidden": "true" }, show(value));
   const range = make("input", { type: "range", min, max, step, value, "aria-valuetext": show(value) });
   const set = (number) => {
     range.value = number;
-    output.textContent = show(Number(range.value));
-    range.setAttribute("aria-valuetext", output.textContent);
+    shown.textContent = show(Number(range.value));
+    range.setAttribute("aria-valuetext", shown.textContent);
   };
   range.addEventListener("input", () => {
     set(range.value);
     oninput(Number(range.value));
   });
-  return { element: make("label", { class: "slider" }, make("span", {}, text), range, output), set, range };
+  const element = labelled(text, range, { class: "slider" });
+  element.append(shown);
+  return { element, set, range };
 }
 
 // The frame around a view: shows errors, sends requests, and forgets its listeners when it is closed.
@@ -195,6 +199,7 @@ function chart(title, xLabel, lines, { width = 300, height = 190 } = {}) {
   for (const line of lines) {
     const path = line.points.map(([x, y], i) => `${i ? "L" : "M"}${across(x).toFixed(1)},${up(y).toFixed(1)}`).join("");
     svg.append(makeSvg("path", { class: "line", d: path, stroke: line.colour, "stroke-dasharray": line.dash, "stroke-opacity": line.opacity }));
+    if (line.marks) svg.append(...line.points.map(([x, y]) => makeSvg("circle", { cx: across(x), cy: up(y), r: 3, fill: line.colour })));
   }
   return svg;
 }

@@ -7,7 +7,7 @@ function render({ model, el }) {
   const field = (value, label) => {
     const input = make("input", { type: "text", value, maxlength: 1000, dir: "auto", spellcheck: false });
     input.addEventListener("input", read);
-    return make("label", { class: "wide" }, make("span", {}, label), input);
+    return labelled(label, input, { class: "wide" });
   };
   const addTurn = (question, answer) => {
     const row = make("div", { class: "row" }, field(question, "question"), field(answer, "answer"));

@@ -21,7 +21,7 @@ function render({ model, el }) {
   const tokens = make("div", { class: "scroll", "aria-label": "the text as tokens", dir: "auto" });
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...["merge", "pair", "becomes", "times"].map((name) => make("th", { scope: "col" }, name)))), make("tbody"));
   root.append(
-    make("div", { class: "row" }, make("label", { class: "wide" }, make("span", {}, "Text"), input)),
+    make("div", { class: "row" }, labelled("Text", input, { class: "wide" })),
     make("div", { class: "row" }, labelled("merges", source), back, on, play, range),
     note,
     line,

@@ -34,7 +34,6 @@ function render({ model, el }) {
       ...stages.map((stage, i) => {
         const name = button("", () => choose(stages, i), { "aria-pressed": "false" });
         name.append(make("strong", {}, stage.name), make("span", { class: "seconds" }, `${stage.cost.toFixed(0)} s`));
-        if (stage.scores.length) name.append(make("span", { class: "seconds" }, stage.scores[0][1]));
         return make("li", {}, name);
       }),
     );

@@ -31,7 +31,7 @@ function render({ model, el }) {
   const summary = make("p", { class: "reading", role: "status" });
   const bars = make("div", { class: "bars", role: "group", "aria-label": "Most likely next tokens: choose one to go on from it" });
   root.append(
-    make("div", { class: "row" }, make("label", { class: "wide" }, make("span", {}, "Text"), input)),
+    make("div", { class: "row" }, labelled("Text", input, { class: "wide" })),
     make("div", { class: "row" }, labelled("read as", form), labelled("model", stage)),
     make("div", { class: "row" }, temperature.element, topK.element, topP.element),
     make("div", { class: "row" }, button("Draw a token", () => ask("draw")), undo, reset),

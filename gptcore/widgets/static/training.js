@@ -18,9 +18,9 @@ function render({ model, el }) {
       chart("loss (nats a token)", "step", [
         { name: "single batches", points: data.loss, colour: blue, opacity: 0.3 },
         { name: "batches, mean of 20", points: data.smooth, colour: blue, legend: true },
-        { name: "held out", points: data.held_out, colour: orange, dash: "6 3", legend: data.held_out.length > 0 },
+        { name: "held out", points: data.held_out, colour: orange, dash: "6 3", marks: true, legend: data.held_out.length > 0 },
       ], { width: 470, height: 240 }),
-      chart("learning rate (share of the full one)", "step", [{ name: "learning rate", points: data.rate, colour: "var(--green)" }], { width: 230 }),
+      chart("learning rate (share)", "step", [{ name: "learning rate", points: data.rate, colour: "var(--green)" }], { width: 230 }),
       chart("gradient norm", "step", [{ name: "gradient norm", points: data.norm, colour: "var(--ink)" }], { width: 230 }),
     );
     samples.replaceChildren(
