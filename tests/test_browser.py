@@ -1,0 +1,518 @@
+"""The views in JupyterLab, used as a person does: typing, dragging, clicking, pressing keys.
+
+JupyterLab runs on this machine only, headless Chromium reaches nothing else. Any error on the browser's
+console and any request to another host fails the test. Screenshots of every view in the light and the
+dark theme, and the measured reaction times, are left in runs/screenshots.
+
+Skipped where Chromium or playwright is missing, unless GPTCORE_BROWSER is "required".
+"""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCREENSHOTS = ROOT / "runs" / "screenshots"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next((found for found in map(shutil.which, BROWSERS) if found), None)
+REQUIRED = os.environ.get("GPTCORE_BROWSER") == "required"
+
+try:
+    from playwright.sync_api import Error, expect, sync_playwright
+except ImportError:
+    sync_playwright = None
+
+if not REQUIRED:
+    missing = "playwright (pip install playwright)" if sync_playwright is None else "Chromium (apt install chromium)"
+    pytestmark = pytest.mark.skipif(
+        sync_playwright is None or CHROMIUM is None, reason=f"views not tried in a browser: there is no {missing}"
+    )
+
+HOSTILE = "</script><img src=x onerror=window.hacked=1> \u202eשלום 👩‍👩‍👧 $x$"
+
+CELLS = [
+    "import json\nfrom pathlib import Path\nimport torch\nfrom gptcore.training import set_threads\n"
+    "from gptcore.widgets import *\nfrom gptcore.checkpoint import SHIPPED, load_stage\nset_threads()\n"
+    "sft, tokenizer = load_stage('sft', SHIPPED)",
+    "PipelineMap(SHIPPED / 'report.json')",
+    "AttentionExplorer(text='The capital of Peru is Lima. 秘鲁的首都是利马。')",
+    "SamplingLab()",
+    "MergeStepper(tokenizer=tokenizer)",
+    "MaskInspector(tokenizer)",
+    "from gptcore.decoder import Decoder, DecoderConfig\n"
+    "from gptcore.training import Trainer, TrainingConfig, sample_windows, generator_for\n"
+    "from gptcore.corpus import pretraining_documents\n"
+    "from gptcore.chain import documents_as_tokens\n"
+    "ids = documents_as_tokens(tokenizer, pretraining_documents(0), 20_000)\n"
+    "small = Decoder(DecoderConfig(tokenizer.vocabulary_size, context_length=64, layers=1, width=64, heads=2))\n"
+    "dashboard = TrainingDashboard(small, tokenizer, held_out_batches((ids, ids), 4, 64), 'The capital', 512)\n"
+    "_ = Trainer(small, lambda i: sample_windows(ids, ids, 8, 64, generator_for(i)), TrainingConfig(150)).run([dashboard])",
+    "ChatWindow()",
+    "from gptcore.corpus import fact_prompts\nfrom gptcore.finetuning import encode_answer, encode_prompt\n"
+    "from gptcore.reward import Ballot\n"
+    "pairs = [Ballot(p, encode_prompt(tokenizer, p.question), [encode_answer(tokenizer, t) for t in (p.references[0], "
+    "'Bananas.')], []) for p in fact_prompts('train', 'en', 'train')[:3]]\n"
+    "voting = PreferenceLabels(pairs, tokenizer, 'votes.json')\nvoting",
+    "from gptcore.ppo import PPOConfig\n"
+    "PPOLab('lab.json', PPOConfig(iterations=2, rollout_size=8, minibatch_size=4, value_iterations=0))",
+    "head_view(sft, tokenizer, 'The capital of Peru is Lima.')",
+    "model_view(sft, tokenizer, 'The capital of Peru is </script> Lima.')",
+    f"AttentionExplorer(text={HOSTILE!r})",
+    f"MergeStepper({HOSTILE!r})",
+    f"head_view(sft, tokenizer, {HOSTILE!r})",
+]
+
+
+def lab_file() -> dict:
+    """Two runs for the PPO lab, made up: here only the drawing is looked at."""
+
+    def run(kl_coefficient: float, up: float) -> dict:
+        points = [(i, round(up * i / 10, 2)) for i in range(1, 17)]
+        few = [(i, round(0.5 + (0.1 - up) * i / 16, 2)) for i in (0, 4, 8, 12, 16)]
+        names = dict.fromkeys(("score", "kl", "length", "entropy"), points) | dict.fromkeys(("gold", "repeated"), few)
+        setting = {"kl_coefficient": kl_coefficient, "clip": 0.2, "policy_rate": 5e-4, "ballots": 4000}
+        return {"setting": setting, "seed": 0, "curves": names, "answers": [["<b>Lima</b>", 1.5, -0.3]]}
+
+    return {
+        "questions": ["What is the capital of Peru?"],
+        "before": [["Lima", 0.7]],
+        "runs": [run(0.02, 0.1), run(0.0, 0.9)],
+    }
+
+
+# --- JupyterLab and the page ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """JupyterLab in an empty folder with settings of its own; its address."""
+    folder = tmp_path_factory.mktemp("lab")
+    notebooks, settings = folder / "notebooks", folder / "settings"
+    notebooks.mkdir()
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notebooks / "views.ipynb")
+    (notebooks / "lab.json").write_text(json.dumps(lab_file()))
+    for name, values in {
+        # Cells out of sight stay in the page, and nobody asks for news.
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        path = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = "views"
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        # Whatever server or kernel want from elsewhere, they do not get.
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", "--allow-root"]
+    command += [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={notebooks}"]
+    command += ["--LabApp.extension_manager=readonly", "--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1"]
+    log = (folder / "server.log").open("w")
+    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=notebooks)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                    f"{address}/api?token={token}", timeout=2
+                )
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.25)
+        yield f"{address}/lab/tree/views.ipynb?token={token}", notebooks
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[str]:
+    """What went wrong in the browser so far."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(server, problems):
+    """The notebook, all of its cells run."""
+    address, _ = server
+    arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-gpu"]
+    arguments += ["--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(20_000)
+        expect.set_options(timeout=20_000)
+        host = address.split("/lab")[0]
+
+        def note_request(request):
+            if not request.url.startswith((host, host.replace("http", "ws", 1), "data:", "blob:")):
+                problems.append(f"request to {request.url}")
+
+        page.on("request", note_request)
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        idle = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+        page.wait_for_function(idle, timeout=60_000)
+        page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        counted = "[...document.querySelectorAll('.jp-InputPrompt')].filter((p) => /\\d/.test(p.textContent)).length"
+        try:
+            page.wait_for_function(f"{counted} >= {len(CELLS)}", timeout=180_000)
+        except Error:
+            SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=SCREENSHOTS / "failed.png")
+            raise AssertionError(f"not every cell was run; the page said {problems}") from None
+        yield page
+        browser.close()
+
+
+@pytest.fixture(autouse=True)
+def no_problem(problems, page):
+    """After each test: nothing on the console, no foreign request, no view that shows an error."""
+    problems.clear()
+    yield
+    page.wait_for_timeout(100)
+    assert problems == []
+    alerts = page.locator(".gptcore .error:visible").all_inner_texts()
+    assert alerts == []
+
+
+def view(page, label, number=0):
+    """A view by its name, scrolled into sight."""
+    found = page.locator(f'section.gptcore[aria-label="{label}"]').nth(number)
+    found.scroll_into_view_if_needed()
+    return found
+
+
+REACTIONS = {}
+
+_REACTION = """
+([root, act, remote]) => new Promise((resolve, reject) => {
+  const start = performance.now();
+  const finish = () => requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
+  if (remote) {
+    const observer = new MutationObserver(() => { observer.disconnect(); finish(); });
+    observer.observe(root, { attributes: true, attributeFilter: ["data-drawn"] });
+    setTimeout(() => reject(new Error("no reaction")), 5000);
+  }
+  new Function("root", act)(root);
+  if (!remote) finish();
+})
+"""
+
+
+def reaction(page, root, name, acts, remote=True):
+    """Median milliseconds from what the reader does until the changed picture has been painted."""
+    element = root.element_handle()
+    times = [page.evaluate(_REACTION, [element, act, remote]) for act in acts]
+    REACTIONS[name] = {
+        "median": round(statistics.median(times), 1),
+        "slowest": round(max(times), 1),
+        "count": len(times),
+    }
+    return REACTIONS[name]["median"]
+
+
+def slide(root, label, value):
+    """Move a slider as the keyboard or mouse does."""
+    root.get_by_label(label, exact=True).evaluate(
+        "(range, value) => { range.value = value; range.dispatchEvent(new Event('input', { bubbles: true })); }",
+        str(value),
+    )
+
+
+# --- The views -----------------------------------------------------------------------------------
+
+
+def test_no_cell_failed(page):
+    assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    stderr = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
+    assert stderr == []
+
+
+def test_pipeline_map_tells_about_the_chosen_stage(page):
+    root = view(page, "Pipeline map")
+    expect(root.get_by_role("button")).to_have_count(5)
+    root.get_by_role("button", name="Reward model").click()
+    expect(root.get_by_role("status")).to_contain_text("Pairs of answers")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(root.get_by_role("status")).to_contain_text("Questions only")
+    acts = [f"root.querySelectorAll('button')[{i % 5}].click()" for i in range(10)]
+    assert reaction(page, root, "pipeline map: choose a stage", acts, remote=False) < 100
+
+
+def test_attention_explorer_follows_text_stage_and_pointer(page):
+    root = view(page, "Attention explorer")
+    expect(root.locator(".heads button")).to_have_count(18)
+    expect(root.locator(".matrix .down").filter(has_text="秘鲁")).to_have_count(1)
+    field = root.get_by_label("Text", exact=True)
+    field.fill("What is gold?")
+    expect(root.locator(".matrix .down").last).to_have_text("?")
+    root.get_by_label("model", exact=True).select_option("base")
+    root.get_by_label("read as", exact=True).select_option("question")
+    expect(root.locator(".matrix .down").last).to_have_text("<|assistant|>")
+    root.get_by_role("button", name="layer 1, head 2").click()
+    expect(root.get_by_role("button", name="layer 1, head 2")).to_have_attribute("aria-pressed", "true")
+    root.locator(".matrix .down").nth(3).hover()
+    expect(root.get_by_role("status")).to_contain_text("looks at")
+    expect(root.locator("svg .chosen")).to_have_count(1)
+    weights = root.get_by_role("status").inner_text()
+    root.get_by_label("show", exact=True).select_option(label="scores before softmax")
+    expect(root.get_by_role("status")).not_to_have_text(weights)
+    root.get_by_label("show", exact=True).select_option(label="weights, with mask")
+
+
+def test_attention_numbers_of_a_row_sum_to_one(page):
+    root = view(page, "Attention explorer")
+    canvas = root.locator(".matrix canvas")
+    canvas.focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    numbers = []
+    for _ in range(8):
+        page.keyboard.press("ArrowLeft")
+    for _ in range(8):
+        text = root.get_by_role("status").inner_text()
+        if "forbids" in text:
+            break
+        numbers.append(float(text.rsplit(":", 1)[1]))
+        page.keyboard.press("ArrowRight")
+    assert len(numbers) >= 3
+    assert sum(numbers) == pytest.approx(1, abs=0.005)
+
+
+def test_attention_reacts_within_a_tenth_of_a_second(page):
+    root = view(page, "Attention explorer")
+    act = "const f = root.querySelector('input'); f.value = {!r}; f.dispatchEvent(new Event('input'))"
+    texts = ["The capital of Peru is Lima. " + "a b c d e f g h i j k l"[: 2 * i] for i in range(1, 12)]
+    assert reaction(page, root, "attention: type", [act.format(text) for text in texts]) < 100
+    acts = [f"root.querySelectorAll('.heads button')[{i}].click()" for i in range(12)]
+    assert reaction(page, root, "attention: choose a head", acts, remote=False) < 100
+    hover = "root.querySelectorAll('.matrix .down')[{}].dispatchEvent(new PointerEvent('pointerenter'))"
+    assert reaction(page, root, "attention: hover", [hover.format(i) for i in range(6)], remote=False) < 100
+
+
+def test_sampling_lab_follows_sliders_and_clicks(page):
+    root = view(page, "Sampling lab")
+    status = root.get_by_role("status")
+    expect(status).to_contain_text("tokens can be drawn")
+    slide(root, "top-k", 3)
+    expect(status).to_contain_text("3 of ")
+    expect(root.locator(".bars .cut")).to_have_count(17)
+    slide(root, "temperature", 0.1)
+    expect(root.get_by_label("temperature", exact=True)).to_have_attribute("aria-valuetext", "0.10")
+    first = root.locator(".bars button").first
+    label = first.locator("bdi").inner_text()
+    first.click()
+    expect(root.locator(".token.new")).to_have_text([label])
+    root.get_by_role("button", name="Draw a token").click()
+    expect(root.locator(".token.new")).to_have_count(2)
+    root.get_by_role("button", name="Take back").click()
+    expect(root.locator(".token.new")).to_have_count(1)
+    root.get_by_role("button", name="All sliders back").click()
+    expect(root.locator(".bars .cut")).to_have_count(0)
+    root.locator(".bars button").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(root.locator(".token.new")).to_have_count(2)
+
+
+def test_sampling_reacts_within_a_tenth_of_a_second(page):
+    root = view(page, "Sampling lab")
+    act = "const r = root.querySelectorAll('input[type=range]')[0]; r.value = {}; r.dispatchEvent(new Event('input'))"
+    assert reaction(page, root, "sampling: drag a slider", [act.format(0.2 + 0.2 * i) for i in range(12)]) < 100
+    click = "root.querySelector('.bars button').click()"
+    assert reaction(page, root, "sampling: click a token", [click] * 8) < 100
+
+
+def test_merge_stepper_steps_through_both_languages(page):
+    root = view(page, "Merge stepper")
+    before = root.locator(".token").count()
+    on = root.get_by_role("button", name="Next merge")
+    on.click()
+    expect(root.get_by_role("status")).to_contain_text("Merge 1")
+    assert root.locator(".token").count() < before
+    assert root.locator(".token.new").count() >= 1
+    root.get_by_label("merges applied").focus()
+    page.keyboard.press("End")
+    expect(root.get_by_role("status")).to_contain_text("No further pair")
+    root.get_by_label("Text", exact=True).fill("首都 首都 banana banana")
+    expect(root.get_by_role("status")).to_contain_text("no merge is applied yet")
+    root.get_by_label("merges", exact=True).select_option("known")
+    page.keyboard.press("Tab")
+    root.get_by_label("merges applied").focus()
+    page.keyboard.press("End")
+    expect(root.locator(".token").filter(has_text="首都").first).to_be_visible()
+    act = "const r = root.querySelector('input[type=range]'); r.value = {}; r.dispatchEvent(new Event('input'))"
+    acts = [act.format(i) for i in range(6)]
+    assert reaction(page, root, "merge stepper: step", acts, remote=False) < 100
+
+
+def test_mask_inspector_shows_inputs_above_targets(page):
+    root = view(page, "Mask inspector")
+    columns = root.get_by_role("listitem")
+    for i in range(4):
+        target = columns.nth(i).locator(".target").inner_text()
+        assert target == columns.nth(i + 1).locator(".input").inner_text()
+    expect(columns.nth(0)).to_have_class("column idle")
+    expect(columns.last).to_have_class("column trained")
+    expect(columns.last.locator(".target")).to_have_text("<|end|>")
+    trained = root.locator(".trained").count()
+    root.get_by_label("answer", exact=True).first.fill("Lima.")
+    expect(root.locator(".trained")).not_to_have_count(trained)
+    root.get_by_role("button", name="remove this turn").last.click()
+    expect(root.get_by_label("question", exact=True)).to_have_count(1)
+    act = "const f = root.querySelector('input'); f.value = 'What is gold? {}'; f.dispatchEvent(new Event('input'))"
+    reaction(page, root, "mask: type", [act.format(i) for i in range(8)])
+
+
+def test_training_dashboard_shows_the_run_and_cost_little(page):
+    root = view(page, "Training dashboard")
+    expect(root).to_contain_text("step 150 of 150")
+    expect(root.locator("svg.chart")).to_have_count(3)
+    assert "held out" in root.locator("svg.chart").first.get_attribute("aria-label")
+    expect(root).to_contain_text("The capital")
+
+
+def test_chat_answers_side_by_side_and_tells_probabilities(page):
+    root = view(page, "Chat")
+    expect(root.locator(".message:not(.mine)")).to_have_count(3)
+    root.get_by_role("textbox").fill("What is the capital of France?")
+    start = time.perf_counter()
+    page.keyboard.press("Enter")
+    expect(root.locator(".message.mine")).to_have_count(2)
+    expect(root.locator(".message[data-stage]")).to_have_count(6)
+    REACTIONS["chat: three whole answers"] = {"median": round(1000 * (time.perf_counter() - start), 1), "count": 1}
+    answer = root.locator(".message[data-stage=sft]").last
+    expect(answer).to_contain_text("reward")
+    answer.locator(".piece").nth(1).hover()
+    expect(root.get_by_role("status")).to_contain_text("probability of")
+    answer.locator(".piece").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(root.get_by_role("status")).to_contain_text("Most likely here")
+    root.get_by_label("base").uncheck()
+    root.get_by_label("sft").uncheck()
+    root.get_by_role("textbox").fill("秘鲁的首都是哪里？")
+    page.keyboard.press("Enter")
+    expect(root.locator(".message[data-stage]")).to_have_count(7)
+
+
+def test_chat_says_what_it_cannot_do_and_goes_on(page):
+    root = view(page, "Chat")
+    root.get_by_role("textbox").fill("word " * 300)
+    page.keyboard.press("Enter")
+    expect(root.get_by_role("alert")).to_contain_text("shorter")
+    root.get_by_role("button", name="New conversation").click()
+    expect(root.locator(".message")).to_have_count(0)
+    expect(root.get_by_role("alert")).to_be_hidden()
+    root.get_by_role("textbox").fill("<img src=x onerror=window.hacked=1> שלום")
+    page.keyboard.press("Enter")
+    expect(root.locator(".message.mine")).to_contain_text("onerror=window.hacked")
+    assert page.evaluate("window.hacked") is None
+
+
+def test_labelling_by_keyboard_and_mouse_saves_each_vote_and_shows_agreement(page, server):
+    root = view(page, "Preference labelling")
+    cells = page.locator(".jp-CodeCell").count()
+    root.get_by_role("button", name="left answer").click()
+    expect(root).to_contain_text("1 of 3 compared")
+    votes = server[1] / "votes.json"
+    assert list(json.loads(votes.read_text()).values()) == ["left"]
+    root.focus()
+    page.keyboard.press("2")
+    expect(root).to_contain_text("2 of 3 compared")
+    page.keyboard.press("u")
+    expect(root).to_contain_text("1 of 3 compared")
+    page.keyboard.press("ArrowLeft")
+    expect(root).to_contain_text("2 of 3 compared")
+    for key in ("d", "d", "x", "a", "b", "j"):  # commands of JupyterLab on cells
+        page.keyboard.press(key)
+    assert page.locator(".jp-CodeCell").count() == cells
+    page.keyboard.press("ArrowRight")
+    expect(root).to_contain_text("All compared")
+    expect(root).to_contain_text("66.7 % of 3 pairs")
+    assert list(json.loads(votes.read_text()).values()) == ["left", "left", "right"]
+
+
+def test_ppo_lab_shows_recorded_runs_at_once_and_runs_live(page):
+    root = view(page, "PPO lab")
+    expect(root.locator("svg.chart")).to_have_count(6)
+    slide(root, "KL coefficient", 0)
+    root.locator("summary").click()
+    expect(root).to_contain_text("Reward hacking")
+    expect(root.locator("table")).to_contain_text("<b>Lima</b>")
+    slide(root, "clip", 0)
+    expect(root).to_contain_text("not recorded")
+    act = "const r = root.querySelectorAll('input[type=range]')[0]; r.value = %d; r.dispatchEvent(new Event('input'))"
+    assert reaction(page, root, "PPO lab: move a slider", [act % (i % 2) for i in range(8)], remote=False) < 100
+    root.get_by_role("button", name="Run this setting now").click()
+    expect(root.get_by_role("button", name="Stop")).to_be_enabled()
+    expect(root.get_by_role("button", name="Stop")).to_be_disabled(timeout=60_000)
+    assert "live" in root.locator("svg.chart").first.get_attribute("aria-label")
+
+
+def test_bertviz_draws_and_follows_the_pointer(page):
+    heads = page.locator("[id^=bertviz-]").nth(0)
+    heads.scroll_into_view_if_needed()
+    assert heads.locator("svg line, svg path").count() > 10
+    heads.locator("select").select_option("2")
+    model = page.locator("[id^=bertviz-]").nth(1)
+    model.scroll_into_view_if_needed()
+    assert model.locator("svg").count() >= 1
+    assert model.locator("svg line, svg path").count() > 50
+
+
+def test_hostile_text_does_no_harm(page):
+    explorer = view(page, "Attention explorer", 1)
+    assert "\u202e" not in explorer.locator(".matrix").inner_text()
+    assert view(page, "Merge stepper", 1).locator("img").count() == 0
+    assert page.locator("img[src=x]").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_pictures_of_every_view_in_both_themes(page):
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    taken: Counter[str] = Counter()
+    page.set_viewport_size({"width": 1280, "height": 2000})
+    try:
+        for theme in ("Light", "Dark"):
+            page.evaluate(
+                f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
+            )
+            page.wait_for_timeout(1000)
+            for root in [*page.locator("section.gptcore").all(), *page.locator("[id^=bertviz-]").all()]:
+                name = f"{root.get_attribute('aria-label') or 'bertviz'} {theme}".replace(" ", "-").lower()
+                taken[name] += 1
+                root.screenshot(path=SCREENSHOTS / f"{name}-{taken[name]}.png")
+    finally:
+        (SCREENSHOTS / "reactions.json").write_text(json.dumps(REACTIONS, indent=1))
+    print(json.dumps(REACTIONS, indent=1))
