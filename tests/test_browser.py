@@ -71,6 +71,7 @@ CELLS = [
     f"AttentionExplorer(text={HOSTILE!r})",
     f"MergeStepper({HOSTILE!r})",
     f"head_view(sft, tokenizer, {HOSTILE!r})",
+    *(["PPOLab()"] if (ROOT / "assets" / "ppo_lab.json").exists() else []),
 ]
 
 
@@ -249,10 +250,23 @@ def slide(root, label, value):
     )
 
 
+def take_pictures(page, folder):
+    """A picture of each view in the folder, by its name and number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: Counter[str] = Counter()
+    for root in [*page.locator("section.gptcore").all(), *page.locator("[id^=bertviz-]").all()]:
+        name = (root.get_attribute("aria-label") or "bertviz").replace(" ", "-").lower()
+        taken[name] += 1
+        root.screenshot(path=folder / f"{name}-{taken[name]}.png")
+
+
 # --- The views -----------------------------------------------------------------------------------
 
 
 def test_no_cell_failed(page):
+    page.set_viewport_size({"width": 1280, "height": 2000})
+    take_pictures(page, SCREENSHOTS / "first")  # before anything is touched: what the README shows
+    page.set_viewport_size({"width": 1280, "height": 1000})
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
     stderr = page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
     assert stderr == []
@@ -500,19 +514,10 @@ def test_hostile_text_does_no_harm(page):
 
 
 def test_pictures_of_every_view_in_both_themes(page):
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    taken: Counter[str] = Counter()
     page.set_viewport_size({"width": 1280, "height": 2000})
-    try:
-        for theme in ("Light", "Dark"):
-            page.evaluate(
-                f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})"
-            )
-            page.wait_for_timeout(1000)
-            for root in [*page.locator("section.gptcore").all(), *page.locator("[id^=bertviz-]").all()]:
-                name = f"{root.get_attribute('aria-label') or 'bertviz'} {theme}".replace(" ", "-").lower()
-                taken[name] += 1
-                root.screenshot(path=SCREENSHOTS / f"{name}-{taken[name]}.png")
-    finally:
-        (SCREENSHOTS / "reactions.json").write_text(json.dumps(REACTIONS, indent=1))
+    for theme in ("Light", "Dark"):
+        page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme}'}})")
+        page.wait_for_timeout(1000)
+        take_pictures(page, SCREENSHOTS / theme.lower())
+    (SCREENSHOTS / "reactions.json").write_text(json.dumps(REACTIONS, indent=1))
     print(json.dumps(REACTIONS, indent=1))
