@@ -168,7 +168,10 @@ class TrainingDashboard(View):
         super().__init__()
 
     def __call__(self, report: StepReport) -> None:
-        """Note a step; measure if the budget allows, and always after the last step; draw twice a second."""
+        """Note a step; measure if the budget allows, and always after the last step.
+
+        Drawn is once a second only, since the browser works on the same cores.
+        """
         self.watched.add(report)
         last = report.step == report.steps
         due = last or report.step % self.measure_every == 0
@@ -176,7 +179,7 @@ class TrainingDashboard(View):
             self.watched.held_out.append((report.step, self.budget.spend("held out", self._held_out_loss)))
         if self.prompt is not None and due and (last or self.budget.allows("sample")):
             self.watched.samples.append((report.step, self.budget.spend("sample", self._sample)))
-        if last or (time.perf_counter() - self._drawn > 0.5 and self.budget.allows("draw")):
+        if last or (time.perf_counter() - self._drawn > 1.0 and self.budget.allows("draw")):
             self.budget.spend("draw", lambda: self._show(report))
             self._drawn = time.perf_counter()
         if last:
