@@ -125,7 +125,7 @@ class PipelineMap(View):
         }
 
     def static_picture(self) -> bytes:
-        """The stages as boxes with seconds and first score."""
+        """The stages as boxes with their seconds."""
         stages = self.data["stages"]
 
         def draw(figure: Figure) -> None:
@@ -138,8 +138,6 @@ class PipelineMap(View):
                 axes.add_patch(box)
                 axes.text(left + 3.9, 6.6, stage["name"], ha="center", weight="bold", fontsize=10)
                 axes.text(left + 3.9, 4.9, f"{stage['cost']:.0f} s", ha="center", fontsize=9)
-                if stage["scores"]:
-                    axes.text(left + 3.9, 3.2, stage["scores"][0][1], ha="center", fontsize=9)
                 if number:
                     arrow = {"arrowstyle": "-|>", "color": BLUE}
                     axes.annotate("", (left - 0.2, 5), (left - 1.8, 5), arrowprops=arrow)
