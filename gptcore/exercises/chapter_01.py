@@ -1,0 +1,410 @@
+"""Exercises of chapter 1: attention."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+
+# --- 1.1 -----------------------------------------------------------------------------------------
+
+
+def check_allowed_pairs(answer: Answer, fresh: Fresh) -> None:
+    for T in (1, 2, 3, 4, fresh.integer(5, 50), fresh.integer(100, 5000)):
+        answer.expect(
+            (T,),
+            T * (T + 1) // 2,
+            {
+                "that is the whole square: the mask has forbidden nothing.": T * T,
+                "each position may also look at itself; the diagonal is missing.": T * (T - 1) // 2,
+                "half of the square is nearly right, but the diagonal is allowed as a whole, not by half.": T * T / 2,
+                "half of the square is nearly right, but the diagonal is allowed as a whole, not by half. ": T * T // 2,
+                "that counts the forbidden pairs together with the diagonal of one more token.": (T + 1) * (T + 2) // 2,
+                "that is one row of the matrix, not all of them.": T,
+            },
+        )
+
+
+# --- 1.2 -----------------------------------------------------------------------------------------
+
+
+def _band(T: int, low: int, high: int) -> Tensor:
+    """True where the distance query - key is between low and high, both included."""
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    return (distance >= low) & (distance <= high)
+
+
+def check_sliding_mask(answer: Answer, fresh: Fresh) -> None:
+    cases = [(3, 1), (3, 2), (4, 2), (5, 3), (3, 7)]
+    cases += [(T, fresh.integer(1, T)) for T in (fresh.integer(6, 12), fresh.integer(20, 60))]
+    for T, window in cases:
+        expected = _band(T, 0, window - 1)
+        answer.expect(
+            (T, window),
+            expected,
+            {
+                "this is the full causal mask: nothing is forgotten.": _band(T, 0, T),
+                "it is symmetric: a token also sees the tokens after it.": _band(T, 1 - window, window - 1),
+                "rows and columns have changed places: each token sees the future and not the past. "
+                "Row t belongs to the query at position t.": expected.T,
+                "one token too many: the token itself is one of the `window` tokens.": _band(T, 0, window),
+                "one token is missing: each row should allow `window` tokens, the token itself included.": _band(
+                    T, 0, window - 2
+                ),
+                "the token itself is left out: the window ends with it.": _band(T, 1, window),
+                "that is the opposite: True must stand where looking is allowed.": ~expected,
+                "the pattern is right, but the mask must be of dtype bool, not numbers: `masked_fill` needs it.": (
+                    expected.float()
+                ),
+                "the pattern is right, but the mask must be of dtype bool, not whole numbers.": expected.long(),
+            },
+        )
+
+
+# --- 1.3: the first of the six mistakes ----------------------------------------------------------
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mode: str = "right") -> Tensor:
+    """Attention with the mistakes that people make with the mask."""
+    T = query.shape[-2]
+    seen = torch.ones(T, T, dtype=torch.bool).tril(-1 if mode == "no diagonal" else 0)
+    if mode == "transposed":
+        seen = seen.T
+    scores = query @ key.transpose(-2, -1) / (1 if mode == "unscaled" else math.sqrt(query.shape[-1]))
+    if mode == "multiplied":
+        scores = scores * seen
+    elif mode == "small":
+        scores = scores.masked_fill(~seen, -1.0)
+    elif mode not in ("none", "after"):
+        scores = scores.masked_fill(~seen, -math.inf)
+    weights = scores.softmax(dim=-2 if mode == "columns" else -1)
+    if mode == "after":
+        weights = weights * seen
+    return weights @ value
+
+
+def check_decoder_attention(answer: Answer, fresh: Fresh) -> None:
+    mistakes = {
+        "none": "every position still sees the whole text, the future included.",
+        "after": "the weights of the future are zero, but the rows no longer sum to 1, and softmax has already divided "
+        "by a sum over the future: mask the scores, before softmax.",
+        "multiplied": "a score of 0 is not forbidden: exp(0) = 1 gets a share. A forbidden score must be minus "
+        "infinity.",
+        "small": "a forbidden score of -1 still gets a share. It must be minus infinity.",
+        "transposed": "the mask is the wrong way round: each token sees the future and not the past.",
+        "no diagonal": "a token may look at itself, too; and the first one has nothing else, so it gets NaN.",
+        "unscaled": "the mask is right, but the division by the root of D is gone.",
+        "columns": "softmax runs over the queries: the weights of each query, a row, must sum to 1.",
+    }
+    shapes = [(2, 1), (3, 2), (fresh.integer(4, 9), 4), (2, 3, fresh.integer(4, 9), 8)]
+    for *batch, T, D in shapes:
+        for dtype in (torch.float32, torch.float64):
+            parts = [fresh.normal(*batch, T, D, dtype=dtype) for _ in range(3)]
+            answer.expect(
+                parts,
+                _attend(*parts),
+                {text: lambda mode=mode, parts=parts: _attend(*parts, mode) for mode, text in mistakes.items()},
+            )
+
+
+# --- 1.4: the second of the six mistakes ---------------------------------------------------------
+
+
+def check_first_weights(answer: Answer, fresh: Fresh) -> None:
+    for C, D in ((256, 64), (64, 64), (512, 32), (1024, 16)):
+        seed = fresh.integer(0, 10**6)
+        weights = answer(C, D, seed)
+        where = answer.example((C, D, seed))
+        if not isinstance(weights, Tensor) or weights.shape != (C, D):
+            shape = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise Wrong(f"a tensor of shape (C, D) is expected, not {shape}.\n{where}")
+        weights = weights.double()
+        mean, spread, wanted = weights.mean().item(), weights.std().item(), 1 / math.sqrt(C)
+        where += f"\n    mean of the weights = {mean:.4f}, their deviation = {spread:.4f}, 1 / sqrt(C) = {wanted:.4f}"
+        if abs(mean) > 6 * spread / math.sqrt(C * D) and abs(mean) > 0.03 * wanted:
+            if weights.min() >= 0:
+                raise Wrong(
+                    f"the weights are all positive. Then every score is a sum that grows with C, whatever the "
+                    f"words are, however much you divide: they must be centred on zero.\n{where}"
+                )
+            raise Wrong(f"the weights are not centred on zero.\n{where}")
+        if spread == 0:
+            raise Wrong(f"all weights are equal: all features of a query are then the same.\n{where}")
+        if weights.equal(answer(C, D, seed + 1).double()):
+            raise Wrong(f"another seed gives the same weights.\n{where}")
+        if not weights.equal(answer(C, D, seed).double()):
+            raise Wrong(f"the same seed gives other weights: let the generator of that seed draw them.\n{where}")
+        ratio = spread / wanted
+        if 0.7 < ratio < 1.4:
+            continue
+        for guess, text in {
+            math.sqrt(C): "these are numbers of deviation 1: a query, the sum of C products, gets deviation sqrt(C).",
+            math.sqrt(C / 12): "centred, but `rand` has deviation 0.29 whatever C is, and a query is a sum of C "
+            "products: divide by a root of C.",
+            1
+            / math.sqrt(C): "divided by C, a query vanishes as C grows: variances add up, so the root of C is enough.",
+            math.sqrt(C / D): "the root of D is the wrong one: the sum that makes a query runs over the C inputs.",
+            1 / math.sqrt(12): "the weights are a little too small: `rand` minus a half has deviation 0.29, not 1.",
+        }.items():
+            if C != D and abs(ratio / guess - 1) < 0.1:
+                raise Wrong(f"{text}\n{where}")
+        size = "large" if ratio > 1 else "small"
+        raise Wrong(
+            f"the weights are too {size}: queries of inputs with variance 1 get variance {ratio**2:.3g}, "
+            f"not about 1.\n{where}"
+        )
+
+
+# --- 1.5 -----------------------------------------------------------------------------------------
+
+
+def check_join_blocks(answer: Answer, fresh: Fresh) -> None:
+    cases = [(1, 1, 1, 1.0), (2, 1, 1, 1.0), (3, 2, 2, 1.0), (fresh.integer(4, 30), fresh.integer(2, 30), 5, 1.0)]
+    cases += [(3, 3, 2, 400.0), (8, 8, 4, 800.0)]
+    for first, second, D, scale in cases:
+        for dtype in (torch.float32, torch.float64):
+            scores = fresh.normal(first + second, dtype=dtype, scale=scale)
+            value = fresh.normal(first + second, D, dtype=dtype)
+            blocks = []
+            for part in (slice(0, first), slice(first, None)):
+                top = scores[part].max()
+                shares = (scores[part] - top).exp()
+                blocks.append((top, shares.sum(), shares @ value[part] / shares.sum()))
+            (m1, s1, o1), (m2, s2, o2) = blocks
+            m = scores.max()
+            total = (scores - m).exp().sum()
+            right = (m, total, (scores - m).exp() @ value / total)
+            a, b = s1 * (m1 - m).exp(), s2 * (m2 - m).exp()
+            answer.expect(
+                (m1, s1, o1, m2, s2, o2),
+                right,
+                {
+                    "the plain mean of the two outputs: a block with larger scores must weigh more.": (
+                        m,
+                        total,
+                        (o1 + o2) / 2,
+                    ),
+                    "the outputs are added: each is a mean of values, so mix them in shares that sum to 1.": (
+                        m,
+                        total,
+                        (a * o1 + b * o2),
+                    ),
+                    "the sums are measured from different maxima: multiply each by exp(its maximum - the common "
+                    "one) before adding.": (m, s1 + s2, (s1 * o1 + s2 * o2) / (s1 + s2)),
+                    "the outputs are right, but the sum is not: it must count from the common maximum.": (
+                        m,
+                        s1 + s2,
+                        right[2],
+                    ),
+                    "the sum is right; in the outputs the two blocks have not been weighed by their shares of it.": (
+                        m,
+                        total,
+                        (s1 * o1 + s2 * o2) / (s1 + s2),
+                    ),
+                    "the maximum and the sum are right, but the outputs are weighed by exp of the maxima alone: how "
+                    "many keys a block has counts, too.": lambda m1=m1, m2=m2, m=m, total=total, o1=o1, o2=o2: (
+                        m,
+                        total,
+                        ((m1 - m).exp() * o1 + (m2 - m).exp() * o2) / ((m1 - m).exp() + (m2 - m).exp()),
+                    ),
+                },
+            )
+
+
+# --- The exercises -------------------------------------------------------------------------------
+
+EXERCISES = (
+    Exercise(
+        number="1.1",
+        title="How much does the mask leave?",
+        minutes=3,
+        difficulty=1,
+        task="""\
+Attention computes $T \\times T$ scores. How many of them does a causal mask allow? Predict it first for six tokens,
+on paper. Then write the number for any $T$ as a formula; the last line counts it.""",
+        stub='''\
+def allowed_pairs(T):
+    """How many pairs of query and key the causal mask of T tokens allows."""
+    ...''',
+        demo="""\
+from gptcore.attention import causal_mask
+
+print("your formula:", allowed_pairs(6), "  counted:", causal_mask(6).sum().item())""",
+        checker=check_allowed_pairs,
+        hints=(
+            "The first token may look at one token, the second at two. And the last?",
+            "1 + 2 + ... + T. Put the sum beside itself written backwards: each pair of terms is T + 1.",
+        ),
+        solution='''\
+def allowed_pairs(T):
+    """How many pairs of query and key the causal mask of T tokens allows."""
+    return T * (T + 1) // 2''',
+        praise="About half of the work of plain attention is thrown away; fused kernels skip it, which makes them "
+        "nearly twice as fast.",
+    ),
+    Exercise(
+        number="1.2",
+        title="A window that slides",
+        minutes=10,
+        difficulty=2,
+        task="""\
+Long texts are expensive because each token looks at all before it. Some models (Mistral, for one) let a token look
+at the last `window` tokens only, itself included. Write that mask: `(T, T)` of dtype bool, True where the query
+(row) may look at the key (column).""",
+        stub='''\
+def sliding_mask(T, window):
+    """Which of T keys each of T queries may look at: the last `window` ones, itself included."""
+    ...''',
+        demo="print(sliding_mask(6, 3))",
+        checker=check_sliding_mask,
+        hints=(
+            "Write the mask for T = 4 and window = 2 on paper. How many True has each row?",
+            "Only the distance query - key matters: it must be at least 0. And at most?",
+            "`torch.arange(T)[:, None] - torch.arange(T)` is the matrix of distances.",
+        ),
+        solution='''\
+import torch
+
+
+def sliding_mask(T, window):
+    """Which of T keys each of T queries may look at: the last `window` ones, itself included."""
+    distance = torch.arange(T)[:, None] - torch.arange(T)  # query minus key
+    return (distance >= 0) & (distance < window)''',
+        praise="With L such layers a token can still hear from L x (window - 1) tokens back, at a cost that grows only "
+        "in proportion to the length.",
+    ),
+    Exercise(
+        number="1.3",
+        title="Find the bug: a decoder that cheats",
+        minutes=10,
+        difficulty=2,
+        task="""\
+This attention is meant for a decoder, a model that writes from left to right. It runs, its shapes are right, and in
+training its loss falls faster than anyone else's. The last lines show what is wrong: only the *last* token is
+changed, and yet the output at the *first* position is another one. Repair the function.""",
+        stub='''\
+import math
+
+import torch
+
+
+def decoder_attention(query, key, value):
+    """Attention of a decoder: (..., T, D) queries, keys and values to (..., T, D)."""
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, T)
+    weights = torch.softmax(scores, dim=-1)
+    return weights @ value''',
+        demo="""\
+text = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+changed = text.clone()
+changed[-1] = 3.0
+before, after = decoder_attention(text, text, text), decoder_attention(changed, changed, changed)
+print("the first position moved by", round((after[0] - before[0]).abs().max().item(), 4), "(right: 0.0)")""",
+        checker=check_decoder_attention,
+        hints=(
+            "Which positions does row 0 of the weights take its values from?",
+            "A forbidden weight must be exactly 0 after softmax. Which score gives that?",
+            "`scores.masked_fill(~allowed, float('-inf'))`, where allowed is lower triangular.",
+        ),
+        solution='''\
+import math
+
+import torch
+
+
+def decoder_attention(query, key, value):
+    """Attention of a decoder: (..., T, D) queries, keys and values to (..., T, D)."""
+    T = query.shape[-2]
+    allowed = torch.ones(T, T, dtype=torch.bool, device=query.device).tril()
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, T)
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    return weights @ value''',
+        praise="Changing the future and watching the past is a test that finds every leak of this kind, in any "
+        "model; it takes two lines.",
+    ),
+    Exercise(
+        number="1.4",
+        title="Find the bug: weights that shout",
+        minutes=15,
+        difficulty=3,
+        task="""\
+The first weights of the query projection, drawn at random. The lines below the function feed in tokens with
+variance 1 and print how large the scores become and how much the strongest token gets of each row: 1 means that
+softmax has already decided, before anything was learned, and passes on hardly any gradient.
+
+Repair the function: for inputs of mean 0 and variance 1 each feature of `x @ first_weights(C, D, seed)` shall have
+mean 0 and variance about 1, **for every C**. Any distribution will do. Equal seeds give equal weights.""",
+        stub='''\
+import torch
+
+
+def first_weights(C, D, seed):
+    """Random (C, D) weights of a projection, before training."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(C, D, generator=generator)''',
+        demo="""\
+x = torch.randn(8, 512, generator=torch.Generator().manual_seed(0)) + 1  # eight tokens
+scores = (x @ first_weights(512, 64, 1)) @ (x @ first_weights(512, 64, 2)).T / 64**0.5
+largest = scores.softmax(dim=-1).max(dim=-1).values.mean().item()
+print(f"largest score {scores.abs().max().item():.1f}, the strongest token gets {largest:.3f} of a row")""",
+        checker=check_first_weights,
+        hints=(
+            "What is the mean of `torch.rand`? A sum of C products with a mean that is not 0 grows like C.",
+            "With independent weights of mean 0 and variance v, the variance of a sum of C products is C v.",
+            "`torch.randn(...) / C**0.5`.",
+        ),
+        solution='''\
+import torch
+
+
+def first_weights(C, D, seed):
+    """Random (C, D) weights of a projection, before training."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(C, D, generator=generator) / C**0.5''',
+        praise="A model whose first scores are of size 1 can move in any direction; one that begins saturated stays "
+        "where chance has put it.",
+    ),
+    Exercise(
+        number="1.5",
+        title="Attention in two halves",
+        minutes=30,
+        difficulty=4,
+        task="""\
+The matrix of scores of a long text does not fit into fast memory. FlashAttention therefore reads the keys block by
+block and never sees a whole row. But softmax needs the sum over the *whole* row. Can two blocks be joined
+afterwards?
+
+Each block of keys leaves three things for a query: `m`, its largest score; `s`, the sum of exp(score - m) over its
+keys; and `o`, the weighted mean of its values, `(D,)`, with the shares exp(score - m) / s. Derive on paper how the
+same three follow for both blocks together, and write it. Scores may be in the thousands: exp of a difference from
+the *common* maximum is safe, exp of a score is not.""",
+        stub='''\
+import torch
+
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    """Maximum, sum and output of two blocks of keys together: scalars m and s, (D,) o, as a tuple."""
+    ...''',
+        checker=check_join_blocks,
+        hints=(
+            "The common maximum is easy. A sum that was measured from m1 becomes one measured from m by multiplying it "
+            "with exp(m1 - m).",
+            "s1 exp(m1 - m) is what the first block contributes to the common sum. Its share in the whole is that, "
+            "divided by the common sum.",
+            "The common output is the mean of o1 and o2, weighed by these shares.",
+        ),
+        solution='''\
+import torch
+
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    """Maximum, sum and output of two blocks of keys together: scalars m and s, (D,) o, as a tuple."""
+    m = torch.maximum(m1, m2)
+    first, second = s1 * torch.exp(m1 - m), s2 * torch.exp(m2 - m)
+    s = first + second
+    return m, s, (first * o1 + second * o2) / s''',
+        praise="This is the heart of FlashAttention (arXiv 2205.14135): exact attention with memory that does not grow "
+        "with the square of the length, and also how several machines share one long text.",
+    ),
+)

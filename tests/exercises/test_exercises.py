@@ -1,0 +1,90 @@
+"""Every exercise: its solution passes, its stub is blank, other right answers pass, wrong ones are told why."""
+
+import ast
+import time
+from importlib import import_module
+
+import pytest
+
+from gptcore.exercises import CHAPTERS, examine, exercises, judge
+from gptcore.exercises.exercise import Answer
+
+ANSWERS = {number: answers for c in CHAPTERS for number, answers in import_module(f"chapter_{c:02}").ANSWERS.items()}
+ALL = pytest.mark.parametrize("exercise", exercises().values(), ids=lambda exercise: exercise.number)
+RIGHT = [(number, index) for number, answers in ANSWERS.items() for index in range(len(answers.right))]
+WRONG = [(number, phrase) for number, answers in ANSWERS.items() for phrase in answers.wrong]
+
+
+def answer_from(exercise, code):
+    """The reader's function or value, from the code of a cell."""
+    names = {}
+    exec(compile(code, "cell", "exec"), names)
+    return Answer(exercise, names[exercise.name])
+
+
+def test_there_are_enough_exercises_in_every_chapter():
+    per_chapter = [sum(exercise.chapter == chapter for exercise in exercises().values()) for chapter in CHAPTERS]
+    assert min(per_chapter) >= 4
+    assert sum(per_chapter) >= 48
+    assert exercises().keys() == ANSWERS.keys()
+
+
+@ALL
+def test_an_exercise_says_what_it_is(exercise):
+    assert 1 <= exercise.difficulty <= 5
+    assert 1 <= exercise.minutes <= 60
+    assert len(exercise.hints) >= 2
+    assert exercise.praise.endswith(".")
+    assert exercise.task.strip().endswith((".", "?", "$", "**", "`"))
+    for code in (exercise.stub, exercise.solution, exercise.cell()):
+        ast.parse(code)
+
+
+@ALL
+def test_the_solution_passes_whatever_the_inputs(exercise):
+    answer = answer_from(exercise, exercise.solution)
+    for seed in range(6):
+        assert judge(exercise, answer, seed).status == "right", judge(exercise, answer, seed).message
+
+
+@ALL
+def test_the_check_of_the_solution_is_quick_and_praises(exercise):
+    names = {}
+    exec(exercise.solution, names)
+    start = time.perf_counter()
+    verdict = examine(exercise.number, names)
+    assert (verdict.status, verdict.message) == ("right", exercise.praise)
+    assert time.perf_counter() - start < (10 if exercise.seconds > 10 else 1)
+
+
+@ALL
+def test_the_stub_is_not_attempted_yet(exercise):
+    names = {}
+    exec(exercise.stub, names)
+    assert examine(exercise.number, names).status == "blank"
+    assert examine(exercise.number, {}).status == "blank"
+
+
+@pytest.mark.parametrize(("number", "index"), RIGHT)
+def test_another_right_answer_passes(number, index):
+    exercise = exercises()[number]
+    answer = answer_from(exercise, ANSWERS[number].right[index])
+    for seed in range(6):
+        verdict = judge(exercise, answer, seed)
+        assert verdict.status == "right", verdict.message
+
+
+@pytest.mark.parametrize(("number", "phrase"), WRONG)
+def test_a_wrong_answer_is_told_what_is_wrong(number, phrase):
+    exercise = exercises()[number]
+    answer = answer_from(exercise, ANSWERS[number].wrong[phrase])
+    for seed in range(6):
+        verdict = judge(exercise, answer, seed)
+        assert verdict.status == "wrong"
+        assert phrase in verdict.message, verdict.message
+
+
+def test_every_exercise_has_another_right_answer_and_three_wrong_ones_with_messages_of_their_own():
+    for number, answers in ANSWERS.items():
+        assert len(answers.right) >= 1, number
+        assert len(answers.wrong) >= 3, number
