@@ -78,13 +78,17 @@ class Exercise:
 
     @property
     def name(self) -> str:
-        """The name that the reader's code must define: the last function, or value, that the stub defines."""
-        return _last_definition(self.stub)[0]
+        """The name of the function that the reader writes: the last one that the stub defines."""
+        return self._function.name
 
     @property
-    def parameters(self) -> tuple[str, ...] | None:
-        """Names of the answer's arguments; None if the answer is a value."""
-        return _last_definition(self.stub)[1]
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the function's arguments."""
+        return tuple(argument.arg for argument in self._function.args.args)
+
+    @property
+    def _function(self) -> ast.FunctionDef:
+        return [part for part in ast.parse(self.stub).body if isinstance(part, ast.FunctionDef)][-1]
 
     def cell(self, code: str | None = None) -> str:
         """The code cell of the notebook, with the stub or with an answer in its place."""
@@ -92,22 +96,11 @@ class Exercise:
 
     def is_blank(self, found: Any) -> bool:
         """Whether an answer is the stub, comments and spaces aside."""
-        if self.parameters is None:
-            return found is None or found is Ellipsis
         code = getattr(found, "__code__", None)
         if code is None:
             return found is Ellipsis
         stub = next(c for c in compile(self.stub, "stub", "exec").co_consts if getattr(c, "co_name", "") == self.name)
         return _fingerprint(code) == _fingerprint(stub)
-
-
-def _last_definition(stub: str) -> tuple[str, tuple[str, ...] | None]:
-    for statement in reversed(ast.parse(stub).body):
-        if isinstance(statement, ast.FunctionDef):
-            return statement.name, tuple(argument.arg for argument in statement.args.args)
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            return statement.targets[0].id, None
-    raise ValueError("the stub defines nothing")
 
 
 def _fingerprint(code: types.CodeType) -> tuple:
@@ -299,7 +292,7 @@ class Failure(NamedTuple):
 
 
 class Answer:
-    """The reader's function or value, as checkers see it."""
+    """The reader's function, as checkers see it."""
 
     def __init__(self, exercise: Exercise, found: Any) -> None:
         self.name, self.parameters = exercise.name, exercise.parameters
@@ -311,11 +304,6 @@ class Answer:
         self.diagnosing = diagnosing
         self._failures: list[Failure] = []
         self._excluded: set[str] = set()  # mistakes that would have spoiled a case that is right
-
-    @property
-    def value(self) -> Any:
-        """The answer itself, if the exercise asks for a value."""
-        return plain(self._found)
 
     def _invoke(self, arguments: Sequence[Any], gradient: int | None = None) -> Any:
         """Call the function, or compute a gradient of it. Other kinds of answer have their own way."""
@@ -345,7 +333,7 @@ class Answer:
 
     def example(self, arguments: Sequence[Any], **more: Any) -> str:
         """Lines that show the arguments, and what else is named."""
-        shown = dict(zip(self.parameters or (), arguments, strict=False)) | more
+        shown = dict(zip(self.parameters, arguments, strict=False)) | more
         return "\n".join(f"    {name} = {show(value)}" for name, value in shown.items())
 
     def expect(
