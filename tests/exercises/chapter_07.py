@@ -1,0 +1,195 @@
+"""Answers to the exercises of chapter 7: others that are right, and wrong ones with what they are told."""
+
+from answers import Answers
+
+_FIT = """
+import torch
+from torch.nn import functional as F
+
+def fit_temperature(logits, targets):
+    low, high = -3.0, 3.0  # of the logarithm; the section that surely holds the minimum shrinks
+    def loss(x):
+        return F.cross_entropy(logits.double() / 2.718281828**x, targets).item()
+    for _ in range(60):
+        a, b = low + 0.382 * (high - low), high - 0.382 * (high - low)
+        low, high = (low, b) if loss(a) < loss(b) else (a, high)
+    return 2.718281828 ** ((low + high) / 2)
+"""
+
+ANSWERS = {
+    "7.1": Answers(
+        right=[
+            """
+import torch
+
+def perplexity(batch_means, counts):
+    means, weights = torch.tensor(batch_means, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64)
+    return (means * weights / weights.sum()).sum().exp().item()
+"""
+        ],
+        wrong={
+            "perplexities were averaged. Average": """
+import math
+
+def perplexity(batch_means, counts):
+    return sum(c * math.exp(m) for m, c in zip(batch_means, counts)) / sum(counts)
+""",
+            "every batch counts alike, however few": """
+import math
+
+def perplexity(batch_means, counts):
+    total = 0
+    for m in batch_means:
+        total += m
+    return math.e ** (total / len(counts))
+""",
+            "exp of it": """
+def perplexity(batch_means, counts):
+    return sum(m * c for m, c in zip(batch_means, counts)) / sum(counts)
+""",
+            "number of batches, not of tokens": """
+import math
+
+def perplexity(batch_means, counts):
+    return math.exp(sum(m * c for m, c in zip(batch_means, counts)) / len(counts))
+""",
+        },
+    ),
+    "7.2": Answers(
+        right=[
+            """
+import torch
+
+def min_p(probabilities, p):
+    logs = probabilities.log()
+    # a hair of room, since logarithms are rounded
+    keep = logs - logs.max(-1, keepdim=True).values >= torch.tensor(p, dtype=logs.dtype).log() - 1e-6
+    logs[~keep] = -torch.inf
+    return logs.softmax(-1)
+"""
+        ],
+        wrong={
+            "share of the *largest*": """
+def min_p(probabilities, p):
+    kept = probabilities * (probabilities >= p)
+    return kept / kept.sum(-1, keepdim=True)
+""",
+            "does not sum to 1": """
+def min_p(probabilities, p):
+    return probabilities * (probabilities >= p * probabilities.amax(-1, keepdim=True))
+""",
+            "each row has its own": """
+def min_p(probabilities, p):
+    kept = probabilities * (probabilities >= p * probabilities.max())
+    return kept / kept.sum(-1, keepdim=True)
+""",
+            "it changes the ratios": """
+def min_p(probabilities, p):
+    return (probabilities * (probabilities >= p * probabilities.amax(-1, keepdim=True))).softmax(-1)
+""",
+        },
+    ),
+    "7.3": Answers(
+        right=[
+            """
+def clipped_matches(candidate, reference, n):
+    left = [" ".join(reference[i : i + n]) for i in range(len(reference) - n + 1)]
+    matches = total = 0
+    for i in range(len(candidate) - n + 1):
+        gram = " ".join(candidate[i : i + n])
+        total += 1
+        if gram in left:
+            left.remove(gram)  # each can be used once
+            matches += 1
+    return [matches, total]
+"""
+        ],
+        wrong={
+            "at most as often as the reference": """
+def clipped_matches(candidate, reference, n):
+    grams = [tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1)]
+    there = {tuple(reference[i : i + n]) for i in range(len(reference) - n + 1)}
+    return sum(g in there for g in grams), len(grams)
+""",
+            "counted once, in both": """
+def clipped_matches(candidate, reference, n):
+    a, b = ({tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (candidate, reference))
+    return len(a & b), len(a)
+""",
+            "not of the reference": """
+from collections import Counter
+
+def clipped_matches(candidate, reference, n):
+    a, b = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, reference))
+    return (a & b).total(), b.total()
+""",
+            "single words were counted": """
+from collections import Counter
+
+def clipped_matches(candidate, reference, n):
+    return (Counter(candidate) & Counter(reference)).total(), len(candidate)
+""",
+        },
+    ),
+    "7.4": Answers(
+        right=[
+            """
+def by_luck(only_a, only_b, both):
+    n = only_a + only_b
+    # the distribution of the number of heads, one throw after another
+    chances = [1.0]
+    for _ in range(n):
+        chances = [(a + b) / 2 for a, b in zip([0.0] + chances, chances + [0.0])]
+    gap = abs(only_a - only_b)
+    return min(1.0, sum(c for heads, c in enumerate(chances) if abs(n - 2 * heads) >= gap))
+"""
+        ],
+        wrong={
+            "count both sides": """
+import math
+
+def by_luck(only_a, only_b, both):
+    n, k = only_a + only_b, max(only_a, only_b)
+    return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+""",
+            "even more extreme": """
+import math
+
+def by_luck(only_a, only_b, both):
+    n = only_a + only_b
+    return min(1.0, 2 * math.comb(n, only_a) / 2**n)
+""",
+            "at most 1": """
+import math
+
+def by_luck(only_a, only_b, both):
+    n, k = only_a + only_b, max(only_a, only_b)
+    return 2 * sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+""",
+            "normal approximation": """
+import math
+
+def by_luck(only_a, only_b, both):
+    n = only_a + only_b
+    return math.erfc(abs(only_a - only_b) / math.sqrt(2 * n)) if n else 1.0
+""",
+        },
+    ),
+    "7.5": Answers(
+        right=[_FIT],
+        wrong={
+            "leaves the logits as they are": "def fit_temperature(logits, targets):\n    return 1.0",
+            "one over the best one": _FIT.replace("/ 2.718281828**x", "* 2.718281828**x"),
+            "accuracy cannot choose it": _FIT.replace(
+                "F.cross_entropy(logits.double() / 2.718281828**x, targets).item()",
+                "-(logits.argmax(-1) == targets).float().mean().item()",
+            ),
+            "search more finely": """
+from torch.nn import functional as F
+
+def fit_temperature(logits, targets):
+    return min((0.25, 0.5, 0.75, 1.25, 1.7, 3.0), key=lambda t: F.cross_entropy(logits / t, targets).item())
+""",
+        },
+    ),
+}
