@@ -1,0 +1,349 @@
+"""Exercises of chapter 11: chat."""
+
+from gptcore.exercises.exercise import Answer, Exercise, Fresh
+
+# --- 11.1 ----------------------------------------------------------------------------------------
+
+
+def check_tokens_read(answer: Answer, fresh: Fresh) -> None:
+    cases = [(1, 10, 20), (2, 10, 20), (3, 5, 5)]
+    cases += [(fresh.integer(4, 60), fresh.integer(1, 40), fresh.integer(1, 60)) for _ in range(3)]
+    for turns, question, reply in cases:
+        anew = sum(turn * question + (turn - 1) * reply for turn in range(1, turns + 1))
+        kept = turns * (question + reply) - reply
+        answer.expect(
+            (turns, question, reply),
+            (anew, kept),
+            {
+                "with a cache the earlier answers are not free: each was generated, token by token, and each of these was "
+                "read once. Only the last answer is not read by the model any more.": (anew, turns * question),
+                "the last answer has not been read when the conversation ends: nothing follows it.": (
+                    anew + turns * reply,
+                    kept + reply,
+                ),
+                "the first number is right; with a cache the last answer is not read any more, since nothing follows "
+                "it.": (anew, kept + reply),
+                "in turn k the model reads k questions and k - 1 answers; yours has it read the answer that it is about "
+                "to give.": (anew + turns * reply, kept),
+                "without a cache *everything* is read anew in each turn; the sum grows with the square of the turns.": (
+                    kept,
+                    kept,
+                ),
+                "the answers are part of what is read: the model must know what it has said.": (
+                    question * turns * (turns + 1) // 2,
+                    question * turns,
+                ),
+                "that is what the last turn reads; all turns together are wanted.": (
+                    turns * question + (turns - 1) * reply,
+                    kept,
+                ),
+                "the two numbers have changed places.": (kept, anew),
+            },
+        )
+
+
+# --- 11.2 ----------------------------------------------------------------------------------------
+
+
+def check_kept_turns(answer: Answer, fresh: Fresh) -> None:
+    def from_the_end(turns: list[int], room: int) -> int:
+        kept = 0
+        while kept < len(turns) and turns[len(turns) - 1 - kept] <= room:
+            room -= turns[len(turns) - 1 - kept]
+            kept += 1
+        return kept
+
+    def from_the_start(turns: list[int], room: int) -> int:
+        return from_the_end(turns[::-1], room)
+
+    def skipping(turns: list[int], room: int) -> int:
+        kept = 0
+        for length in reversed(turns):
+            if length <= room:
+                room, kept = room - length, kept + 1
+        return kept
+
+    cases = [
+        ([], 5, 10),
+        ([4], 5, 10),
+        ([5], 5, 10),
+        ([6], 5, 10),
+        ([1, 9], 5, 10),
+        ([9, 1], 5, 10),
+        ([2, 9, 3], 4, 10),
+    ]
+    cases += [([1, 2, 3], 12, 10)]
+    for _ in range(4):
+        turns = [fresh.integer(1, 12) for _ in range(fresh.integer(2, 8))]
+        cases.append((turns, fresh.integer(1, 8), fresh.integer(8, 40)))
+    for turns, question, window in cases:
+        room = window - question
+        right = from_the_end(turns, room)
+        answer.expect(
+            (turns, question, window),
+            right,
+            {
+                "the oldest turns were kept; what was said last is what the user speaks of.": from_the_start(
+                    turns, room
+                ),
+                "a turn that did not fit was skipped and an older one kept: the model would read a conversation with a "
+                "hole.": skipping(turns, room),
+                "the new question needs room, too.": from_the_end(turns, window),
+                "a turn that exactly fills the window fits.": from_the_end(turns, room - 1),
+                "that is the number of turns that were dropped.": len(turns) - right,
+                "one turn too many: the tokens of all kept turns and of the question must fit.": min(
+                    len(turns), right + 1
+                ),
+                "that is the number of tokens that were kept, not of turns.": sum(turns[len(turns) - right :]),
+                "all turns were kept, however long they are.": len(turns),
+                "as soon as not everything fits, everything was forgotten; keep as many of the last turns as fit.": (
+                    len(turns) if sum(turns) <= room else 0
+                ),
+            },
+        )
+
+
+# --- 11.3 ----------------------------------------------------------------------------------------
+
+
+def _streamed(pieces: list[bytes], errors: str = "replace") -> list[str]:
+    shown, rest = [], b""
+    for piece in pieces:
+        rest += piece
+        for length in range(len(rest), -1, -1):  # the longest beginning that is whole characters
+            try:
+                text = rest[:length].decode()
+            except UnicodeDecodeError:
+                continue
+            shown.append(text)
+            rest = rest[length:]
+            break
+    if rest and shown:
+        shown[-1] += rest.decode(errors=errors)
+    return shown
+
+
+def check_stream_text(answer: Answer, fresh: Fresh) -> None:
+    cases = [[b"Li", b"ma"], ["é".encode()[:1], "é".encode()[1:]], [b"a" + "中".encode()[:2], "中".encode()[2:] + b"b"]]
+    cases += [["🌍".encode()[i : i + 1] for i in range(4)], [b"ok", "中".encode()[:1]]]
+    for _ in range(3):
+        data = "".join(fresh.random.choice("ab é中文🌍。") for _ in range(12)).encode()
+        pieces = []
+        while data:
+            cut = fresh.integer(1, 4)
+            pieces.append(data[:cut])
+            data = data[cut:]
+        cases.append(pieces)
+    for pieces in cases:
+        whole = b"".join(pieces).decode(errors="replace")
+        answer.expect(
+            (pieces,),
+            _streamed(pieces),
+            {
+                "each piece was decoded by itself: a character whose bytes are spread over two pieces becomes garbage. "
+                "Keep back what is not whole yet.": [piece.decode(errors="replace") for piece in pieces],
+                "bytes that are not whole in their piece were thrown away: the character is lost.": [
+                    piece.decode(errors="ignore") for piece in pieces
+                ],
+                "everything is shown only at the end; the user wants to see each character as soon as it is whole.": [
+                    ""
+                ]
+                * (len(pieces) - 1)
+                + [whole],
+                "the text must come piece by piece: a list with one string for each piece of bytes.": whole,
+                "a character that is never completed must still be shown at the end, as U+FFFD.": _streamed(
+                    pieces, "ignore"
+                ),
+                "one string for each piece is wanted, also where it is empty.": [
+                    text for text in _streamed(pieces) if text
+                ],
+            },
+        )
+
+
+# --- 11.4 ----------------------------------------------------------------------------------------
+
+
+def check_discoveries(answer: Answer, fresh: Fresh) -> None:
+    def stepped_up(values: list[float], share: float) -> list[bool]:
+        ordered = sorted(values)
+        limit = max((p for k, p in enumerate(ordered, 1) if p <= share * k / len(values)), default=-1.0)
+        return [p <= limit for p in values]
+
+    def stopped_early(values: list[float], share: float) -> list[bool]:
+        limit = -1.0
+        for k, p in enumerate(sorted(values), 1):
+            if p > share * k / len(values):
+                break
+            limit = p
+        return [p <= limit for p in values]
+
+    cases = [([0.01], 0.05), ([0.04, 0.3], 0.05), ([0.9, 0.001], 0.05), ([0.03, 0.045], 0.05), ([0.2, 0.03, 0.04], 0.1)]
+    cases += [([0.011, 0.012, 0.013, 0.9], 0.05), ([0.5, 0.6], 0.05)]
+    for size in (10, 60):
+        values = [round(fresh.random.random() ** (3 if fresh.random.random() < 0.4 else 1), 4) for _ in range(size)]
+        values = list(dict.fromkeys(values))
+        if all(abs(p - 0.1 * k / len(values)) > 1e-9 for k, p in enumerate(sorted(values), 1)):
+            cases.append((values, 0.1))
+    for values, share in cases:
+        n = len(values)
+        places = {p: k for k, p in enumerate(sorted(values), 1)}
+        answer.expect(
+            (values, share),
+            stepped_up(values, share),
+            {
+                "every value was compared with the share itself: of many comparisons of things that are equal, that many "
+                "look like discoveries.": [p <= share for p in values],
+                "that is the correction of Bonferroni: it allows hardly any false discovery at all, and misses most of the "
+                "true ones. Here the *share* of false ones among the discoveries is held.": [
+                    p <= share / n for p in values
+                ],
+                "you stopped at the first value above its line. Look for the *largest* one that is below; all smaller ones "
+                "are discoveries, too, even if they are above their own line.": stopped_early(values, share),
+                "only the values below their own line were taken; all that are smaller than the largest of them count, "
+                "too.": [p <= share * places[p] / n for p in values],
+                "the list is in the order of the sorted values; it should be in the order of the arguments.": sorted(
+                    stepped_up(values, share), reverse=True
+                ),
+                "True stands for a discovery; yours is the opposite.": [not d for d in stepped_up(values, share)],
+                "the places were counted from 0.": [
+                    p <= max((q for k, q in enumerate(sorted(values)) if q <= share * k / n), default=-1.0)
+                    for p in values
+                ],
+            },
+        )
+
+
+EXERCISES = (
+    Exercise(
+        number="11.1",
+        title="What memory costs",
+        minutes=12,
+        difficulty=2,
+        task="""\
+A conversation of `turns` turns; each question has `question` tokens, each answer `reply`. Before each answer the
+model must have read all that was said before it, and the new question. How many tokens does it read in the whole
+conversation if it reads everything **anew** in each turn, and how many if a cache keeps what has been read, so that
+each token is read only **once**? (The last answer is not read: nothing follows it. Marks and end tokens are left
+out.) Predict for ten turns which of the two is how many times the other.""",
+        stub='''\
+def tokens_read(turns, question, reply):
+    """Tokens read over a whole conversation, without and with a cache, as a tuple."""
+    ...''',
+        demo="print(tokens_read(10, 10, 20))",
+        checker=check_tokens_read,
+        hints=(
+            "In turn k the model reads k questions and k - 1 answers. Add up over k.",
+            "With a cache: every question and every answer but the last, once.",
+        ),
+        solution='''\
+def tokens_read(turns, question, reply):
+    """Tokens read over a whole conversation, without and with a cache, as a tuple."""
+    anew = sum(turn * question + (turn - 1) * reply for turn in range(1, turns + 1))
+    return anew, turns * question + (turns - 1) * reply''',
+        praise="Square against straight line: that is why services keep your conversation's cache, and why long ones cost "
+        "more.",
+    ),
+    Exercise(
+        number="11.2",
+        title="What to forget",
+        minutes=15,
+        difficulty=2,
+        task="""\
+The window has room for `window` tokens. The new question has `question` of them, and `turns` lists the lengths of the
+earlier turns, the oldest first. Keep as many of the **last** turns as fit beside the question, without a hole, and
+return how many. Predict: turns 2, 9, 3, a question of 4 and a window of 10.""",
+        stub='''\
+def kept_turns(turns, question, window):
+    """How many of the last turns (a list of lengths, oldest first) fit into the window beside the question."""
+    ...''',
+        demo="print(kept_turns([2, 9, 3], 4, 10))",
+        checker=check_kept_turns,
+        hints=(
+            "Begin at the end of the list, and stop at the first turn that does not fit any more.",
+            "A turn that fills the window exactly fits.",
+        ),
+        solution='''\
+def kept_turns(turns, question, window):
+    """How many of the last turns (a list of lengths, oldest first) fit into the window beside the question."""
+    room, kept = window - question, 0
+    for length in reversed(turns):
+        if length > room:
+            break
+        room, kept = room - length, kept + 1
+    return kept''',
+        praise="Every chat program has these lines somewhere; that the first thing you said is the first to be forgotten "
+        "follows from them.",
+    ),
+    Exercise(
+        number="11.3",
+        title="Find the bug: broken characters",
+        minutes=20,
+        difficulty=3,
+        task="""\
+A chat shows an answer while it is being made. Each token brings a few bytes, and a character may be spread over
+several tokens. The function below turns pieces of bytes into pieces of text; look at what becomes of the Chinese
+sentence in the cell. Repair it: one string for each piece, together the whole text, and each character shown as soon
+as it is whole. Bytes that are never completed come with the last piece, as U+FFFD.""",
+        stub='''\
+def stream_text(pieces):
+    """Pieces of UTF-8 (a list of bytes) to as many pieces of text that can be shown at once."""
+    return [piece.decode("utf-8", errors="replace") for piece in pieces]''',
+        demo="""\
+data = "利马是秘鲁的首都。".encode()
+print(stream_text([data[i : i + 4] for i in range(0, len(data), 4)]))""",
+        checker=check_stream_text,
+        hints=(
+            "Keep the bytes that do not make a whole character yet, and put the next piece behind them.",
+            'The standard library does it: `codecs.getincrementaldecoder("utf-8")(errors="replace")` is a decoder with '
+            "a memory; its `decode(piece)` returns what is whole.",
+            "At the end call `decode(b'', final=True)` and put what comes out behind the last piece.",
+        ),
+        solution='''\
+import codecs
+
+
+def stream_text(pieces):
+    """Pieces of UTF-8 (a list of bytes) to as many pieces of text that can be shown at once."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # it remembers what is not whole yet
+    shown = [decoder.decode(piece) for piece in pieces]
+    shown[-1] += decoder.decode(b"", final=True)
+    return shown''',
+        praise="Whoever tests only with English never sees this bug, and whoever writes Chinese, or an emoji, sees it at "
+        "once.",
+    ),
+    Exercise(
+        number="11.4",
+        title="Design an experiment: discoveries among thousands",
+        minutes=30,
+        difficulty=4,
+        task="""\
+You search for a bias: for each of many pairs of a group and a word you have a p-value, the probability of so wide a
+gap by chance alone. With a thousand pairs, fifty have p below 0.05 though nothing is there. Benjamini and Hochberg
+(1995) hold the *share of false ones among the discoveries* instead: sort the n values; find the **largest** place k,
+counted from 1, whose value is at most `share * k / n`; it and all smaller values are discoveries. Return a list of
+True and False in the order of the arguments. Do 0.011, 0.012, 0.013, 0.9 with a share of 0.05 by hand first.""",
+        stub='''\
+def discoveries(p_values, share):
+    """Which of the p-values are discoveries if at most this share of them may be false: a list of bools."""
+    ...''',
+        demo="print(discoveries([0.9, 0.012, 0.013, 0.011], 0.05))",
+        checker=check_discoveries,
+        hints=(
+            "Draw the sorted values over their places, and the line share * k / n. Look from the right for the first "
+            "value that is on or below the line.",
+            "That value is the limit: everything at most as large is a discovery. The limit applies to the list as it "
+            "was given.",
+        ),
+        solution='''\
+def discoveries(p_values, share):
+    """Which of the p-values are discoveries if at most this share of them may be false: a list of bools."""
+    n, limit = len(p_values), -1.0
+    for place, p in enumerate(sorted(p_values), 1):
+        if p <= share * place / n:
+            limit = p  # the largest one stays
+    return [p <= limit for p in p_values]''',
+        praise="Whoever looks at thousands of gaps finds wide ones. With this list you can say how many of them you would "
+        "stake your name on.",
+    ),
+)
