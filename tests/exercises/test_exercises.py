@@ -35,7 +35,7 @@ def test_an_exercise_says_what_it_is(exercise):
     assert 1 <= exercise.minutes <= 60
     assert len(exercise.hints) >= 2
     assert exercise.praise.endswith(".")
-    assert exercise.task.strip().endswith((".", "?", "$", "**", "`"))
+    assert exercise.task.strip().endswith((".", "?", ")"))
     for code in (exercise.stub, exercise.solution, exercise.cell()):
         ast.parse(code)
 
@@ -63,6 +63,14 @@ def test_the_stub_is_not_attempted_yet(exercise):
     exec(exercise.stub, names)
     assert examine(exercise.number, names).status == "blank"
     assert examine(exercise.number, {}).status == "blank"
+
+
+@ALL
+def test_the_cell_runs_blank_and_solved_and_shows_something(exercise, capsys):
+    for code in (None, exercise.solution):
+        cell = exercise.cell(code)
+        exec(compile(cell, "cell", "exec"), {})
+        assert capsys.readouterr().out.strip() or not exercise.demo or code is None
 
 
 @pytest.mark.parametrize(("number", "index"), RIGHT)
