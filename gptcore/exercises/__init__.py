@@ -12,6 +12,7 @@ None of them ever raises or hangs, whatever the reader has written. What was sol
 to a class and marks them.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -213,4 +214,5 @@ def _write_record(number: str, entry: dict[str, Any]) -> None:
         beside.write_text(json.dumps(_read_record() | {number: entry}, indent=1), encoding="utf-8")
         beside.replace(RECORD)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()

@@ -1,0 +1,192 @@
+"""`check`, `hint`, `solution` and `progress`: what they say, and that nothing makes them raise or hang."""
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+from gptcore import exercises
+from gptcore.exercises import check, examine, hint, progress, require, running, solution
+from gptcore.exercises.exercise import close, show
+
+RIGHT = exercises.exercises()["1.1"].solution
+
+
+@pytest.fixture(autouse=True)
+def record(tmp_path, monkeypatch):
+    """A record of the test's own."""
+    monkeypatch.setattr(exercises, "RECORD", tmp_path / "runs" / "exercises.json")
+    return tmp_path / "runs" / "exercises.json"
+
+
+def answer(code):
+    """The answer to 1.1 that a cell with this code defines."""
+    names = {}
+    exec(code, names)
+    return names["allowed_pairs"]
+
+
+HARD = {
+    "raises": ("def allowed_pairs(T):\n    raise ValueError('no')", "ValueError: no"),
+    "exits": ("def allowed_pairs(T):\n    import sys\n    sys.exit(3)", "ended the whole process"),
+    "kills": ("def allowed_pairs(T):\n    import os\n    os._exit(3)", "ended the whole process"),
+    "recurses": ("def allowed_pairs(T):\n    return allowed_pairs(T)", "RecursionError"),
+    "another type": ("def allowed_pairs(T):\n    return object()", "a number is expected"),
+    "a class": ("class allowed_pairs:\n    pass", "TypeError"),
+    "no function": ("allowed_pairs = 3", "should be a function; it is int"),
+    "too many arguments": ("def allowed_pairs(T, U):\n    return 1", "TypeError"),
+    "prints much": ("def allowed_pairs(T):\n    print('x' * 10**6)\n    return 0", "Your code printed"),
+    "asks": ("def allowed_pairs(T):\n    return int(input())", "EOFError"),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_whatever_the_code_does_the_check_says_what_is_wrong(name, capsys):
+    code, phrase = HARD[name]
+    check("1.1", allowed_pairs=answer(code))
+    out = capsys.readouterr().out
+    assert "1.1 How much does the mask leave?: not yet" in out
+    assert phrase in out
+    assert len(out) < 3000
+
+
+LOOPS = {
+    "plain": "while True:\n        pass",
+    "catching": "while True:\n        try:\n            x = 1\n        except BaseException:\n            pass",
+    "compiled": "import re\n    re.match('(a+)+$', 'a' * 40 + 'b')",
+    "sleeping": "import time\n    time.sleep(1000)",
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_that_never_ends_is_stopped(name, monkeypatch):
+    names = {"allowed_pairs": answer(f"def allowed_pairs(T):\n    {LOOPS[name]}")}
+    monkeypatch.setitem(exercises.exercises(), "1.1", replace(exercises.exercises()["1.1"], seconds=1.0))
+    start = time.perf_counter()
+    verdict = examine("1.1", names)
+    assert "had not ended" in verdict.message
+    assert time.perf_counter() - start < 3
+
+
+def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
+    monkeypatch.setattr(running, "can_fork", lambda: False)
+
+    def endless():
+        while True:
+            pass
+
+    start = time.perf_counter()
+    assert running.run_limited(endless, 0.5)[0] == "time"
+    assert time.perf_counter() - start < 3
+    assert running.run_limited(lambda: print("hello") or 3, 5) == ("done", 3, "hello\n")
+    assert running.run_limited(lambda: exit(), 5)[0] == "exit"
+    assert running.run_limited(lambda: 1 / 0, 5)[0] == "error"
+
+
+def test_the_check_leaves_no_trace_in_the_process(capsys):
+    import random
+
+    import torch
+
+    torch.manual_seed(0)
+    random.seed(0)
+    before = torch.random.get_rng_state(), random.getstate()
+    code = "def allowed_pairs(T):\n    import torch, random\n    torch.manual_seed(5)\n    random.seed(5)\n    return 0"
+    check("1.1", allowed_pairs=answer(code))
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def test_the_check_finds_the_answer_in_the_notebook_that_calls_it(capsys):
+    names = {"check": check}
+    exec(f'{RIGHT}\n\ncheck("1.1")', names)
+    assert "right." in capsys.readouterr().out
+    exec('check("1.1")', {"check": check})
+    assert "not attempted yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["9.99", "77.1", "", "x", None, 3, [], "1"])
+def test_a_number_that_is_none_is_answered_with_those_there_are(number, capsys):
+    for command in (check, hint, solution):
+        command(number)
+        assert "There is no exercise" in capsys.readouterr().out
+
+
+def test_hints_come_one_after_another_and_survive_a_restart(record, capsys):
+    hints = exercises.exercises()["3.5"].hints
+    for number, text in enumerate(hints, 1):
+        hint("3.5")
+        out = capsys.readouterr().out
+        assert f"hint {number} of {len(hints)}: {text}" in out
+    assert 'solution("3.5")' in out
+    assert json.loads(record.read_text())["3.5"]["hints"] == len(hints)
+
+
+def test_the_solution_is_shown_and_for_a_piece_of_gptcore_it_is_its_source(capsys):
+    import inspect
+
+    from gptcore import ppo, tokenizer
+
+    for number, piece in (("4.3", tokenizer.merge), ("10.4", ppo.whiten), ("10.5", ppo.token_rewards)):
+        solution(number)
+        assert inspect.getsource(piece).strip() in capsys.readouterr().out
+
+
+def test_progress_shows_all_chapters_and_what_is_solved(capsys):
+    check("1.1", allowed_pairs=answer(RIGHT))
+    check("1.1", allowed_pairs=answer("def allowed_pairs(T):\n    return T"))  # solved stays solved
+    check("1.2", sliding_mask=lambda T, window: 0)
+    capsys.readouterr()
+    progress()
+    out = capsys.readouterr().out
+    assert "1.1 solved" in out
+    assert "1.2 tried" in out
+    assert f"1 of {len(exercises.exercises())} solved" in out
+    assert all(f"chapter {chapter:>2}" in out for chapter in exercises.CHAPTERS)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"1.1": 3}', "\x00"])
+def test_a_spoiled_record_does_no_harm(record, content, capsys):
+    record.parent.mkdir()
+    record.write_text(content)
+    progress()
+    check("1.1", allowed_pairs=answer(RIGHT))
+    assert "right." in capsys.readouterr().out
+    assert json.loads(record.read_text())["1.1"]["solved"]
+
+
+def test_a_record_that_cannot_be_written_does_no_harm(record, capsys):
+    record.parent.write_text("a file where the folder should be")
+    check("1.1", allowed_pairs=answer(RIGHT))
+    hint("1.1")
+    assert "right." in capsys.readouterr().out
+
+
+def test_require_raises_unless_the_answer_is_right():
+    require("1.1", allowed_pairs=answer(RIGHT))
+    with pytest.raises(AssertionError, match="whole square"):
+        require("1.1", allowed_pairs=lambda T: T * T)
+
+
+def test_results_are_compared_by_value_whatever_their_type():
+    import numpy as np
+    import torch
+
+    assert close([1.0, 2.0], torch.tensor([1.0, 2.0]))
+    assert close(np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]))
+    assert close(torch.tensor(3), 3)
+    assert close(np.float32(0.5), 0.5)
+    assert not close(torch.tensor([1.0]), torch.tensor([True]))
+    assert not close(torch.tensor([0.0]), torch.tensor([-float("inf")]))
+    assert close(torch.tensor([-float("inf")]), torch.tensor([-float("inf")]))
+    assert not close(float("nan"), float("nan"))
+    assert not close("1", 1)
+
+
+def test_values_are_shown_in_a_line():
+    import torch
+
+    assert show(torch.tensor([0.1, 2.0])) == "[0.1, 2]"
+    assert show(torch.zeros(30, 2)) == "a float32 tensor of shape (30, 2)"
+    assert "\n" not in show([torch.zeros(2), 1.5])
