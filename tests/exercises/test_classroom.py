@@ -176,8 +176,10 @@ def test_a_folder_without_notebooks_is_named(tmp_path, capsys):
     assert "has no notebooks" in capsys.readouterr().err
 
 
-def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path):
+def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path, monkeypatch):
     pytest.importorskip("nbgrader", reason="pip install 'gptcore[classroom]'")
+    # nbgrader calls the command `alembic`, which stands beside python.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     assert main(["assignment", "1", "--out", str(tmp_path)]) == 0
 
     def nbgrader(*words):
