@@ -63,6 +63,9 @@ def test_the_stub_is_not_attempted_yet(exercise):
     exec(exercise.stub, names)
     assert examine(exercise.number, names).status == "blank"
     assert examine(exercise.number, {}).status == "blank"
+    for statement in ast.parse(f"# a comment\n\n{exercise.stub}").body:  # as a notebook does it
+        exec(compile(ast.Module([statement], []), "cell", "exec"), names)
+    assert examine(exercise.number, names).status == "blank"
 
 
 @ALL
