@@ -341,8 +341,7 @@ def speculate(draft, target, token):
     missing = (target - draft).clamp(min=0)
     total = missing.sum()
     return accept, missing / total if total > 1e-9 else target''',
-        praise="Large services answer two to three times as fast in this way, and provably not one token is drawn from "
-        "another distribution.",
+        praise="Large services answer sooner in this way, and provably not one token is drawn from another distribution.",
     ),
     Exercise(
         number="12.4",
