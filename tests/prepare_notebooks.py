@@ -1,15 +1,19 @@
-"""Write each notebook's Colab badge and set-up cell, from the repository's address in pyproject.toml.
+"""Write what notebooks have from elsewhere: Colab badge, set-up cell, exercises.
 
     python tests/prepare_notebooks.py
 
-Run it when the address has changed or a notebook is new; `test_notebooks.py` notices when it was
-forgotten. The badge is the third line of the first cell, the set-up cell is the second cell.
+Run it when the repository's address (in pyproject.toml) or an exercise has changed or a notebook is
+new; `test_notebooks.py` notices when it was forgotten. The badge is the third line of the first cell,
+the set-up cell is the second cell, the exercises stand before "What you have learned".
 """
 
 import re
 from pathlib import Path
 
 import nbformat
+
+from gptcore.exercises import CHAPTERS
+from gptcore.exercises.classroom import chapter_cells
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -60,8 +64,19 @@ def badge(name: str, address: str) -> str:
     return f"[![Open in Colab](../assets/colab.svg)]({link})"
 
 
+def put_exercises(notebook: nbformat.NotebookNode, chapter: int) -> None:
+    """Write a chapter's exercises into its notebook; a cell that is the same as before keeps its output."""
+    new = [nbformat.from_dict(cell) for cell in chapter_cells(chapter)]
+    old = {cell.id: cell for cell in notebook.cells}
+    of_exercises = re.compile(r"exercises|exercises-imports|(task|exercise|check)-\d+-\d+")
+    cells = [cell for cell in notebook.cells if not of_exercises.fullmatch(cell.id)]
+    place = next(n for n, cell in enumerate(cells) if cell.source.startswith("## What you have learned"))
+    kept = [old[cell.id] if cell.id in old and old[cell.id].source == cell.source else cell for cell in new]
+    notebook.cells = cells[:place] + kept + cells[place:]
+
+
 def prepare(path: Path, address: str) -> None:
-    """Write badge and set-up cell into one notebook."""
+    """Write badge, set-up cell and exercises into one notebook."""
     notebook = nbformat.read(path, as_version=4)
     title, *rest = notebook.cells[0].source.split("\n")
     while rest and (not rest[0].strip() or rest[0].startswith("[![Open in Colab]")):
@@ -74,6 +89,8 @@ def prepare(path: Path, address: str) -> None:
     notebook.cells[1].metadata = nbformat.from_dict({"cellView": "form", "jupyter": {"source_hidden": True}})
     if notebook.cells[1].source != setup:
         notebook.cells[1].source = setup
+    if int(path.stem[:2]) in CHAPTERS:
+        put_exercises(notebook, int(path.stem[:2]))
     nbformat.write(notebook, path)
 
 

@@ -85,6 +85,10 @@ def examine(number: str, names: Mapping[str, Any], seed: int | None = None) -> V
         return Verdict("blank", f"not attempted yet{where}")
     if not callable(found):
         return Verdict("wrong", f"`{exercise.name}` should be a function; it is {type(found).__name__}.")
+    if str(getattr(found, "__module__", "")).split(".")[0] == "gptcore":  # imported earlier in the chapter
+        return Verdict(
+            "blank", f"not attempted yet (`{exercise.name}` is still gptcore's own: run the exercise's cell)"
+        )
     seed = secrets.randbits(32) if seed is None else seed
     answer = Answer(exercise, found)
     happened, result, printed = run_limited(lambda: judge(exercise, answer, seed), exercise.seconds)

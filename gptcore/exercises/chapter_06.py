@@ -304,7 +304,7 @@ def scaled_step(weights, scaled_gradients, scale, limit, rate):
     norm = torch.sqrt(sum((gradient**2).sum() for gradient in scaled_gradients))
     factor = min(1.0, limit / (norm.item() + 1e-12))
     gradients = [factor * gradient / scale for gradient in scaled_gradients]
-    return [weight - rate * gradient for weight, gradient in zip(weights, gradients)]''',
+    return [weight - rate * gradient for weight, gradient in zip(weights, gradients, strict=True)]''',
         demo="""\
 for scale in (1.0, 64.0, 1024.0):
     (moved,) = scaled_step([torch.zeros(2)], [scale * torch.tensor([3.0, 4.0])], scale, limit=1.0, rate=1.0)
@@ -325,7 +325,7 @@ def scaled_step(weights, scaled_gradients, scale, limit, rate):
     gradients = [gradient / scale for gradient in scaled_gradients]
     norm = torch.sqrt(sum((gradient**2).sum() for gradient in gradients))
     factor = min(1.0, limit / (norm.item() + 1e-12))
-    return [weight - rate * factor * gradient for weight, gradient in zip(weights, gradients)]''',
+    return [weight - rate * factor * gradient for weight, gradient in zip(weights, gradients, strict=True)]''',
         praise="With torch's scaler the same is `scaler.unscale_(optimizer)` before `clip_grad_norm_`. AdamW hides the "
         "bug, since it does not care about the size of gradients: then the limit just has no meaning.",
     ),

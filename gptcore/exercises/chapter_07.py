@@ -301,7 +301,7 @@ translation of almost anything. Predict by hand: candidate `the the the`, refere
 def clipped_matches(candidate, reference, n):
     """Matching and all n-grams of the candidate: lists of words to a tuple of two integers."""
     ...''',
-        demo='print(clipped_matches("the the the".split(), "the cat the".split(), 1))',
+        demo='print(clipped_matches(["the", "the", "the"], ["the", "cat", "the"], 1))',
         checker=check_clipped_precision,
         hints=(
             "`Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))` counts the grams.",

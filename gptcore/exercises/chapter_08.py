@@ -253,13 +253,14 @@ def pad_batch(rows, targets, end):
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), end)
     wanted = torch.full((len(rows), width), IGNORED)
-    for i, (row, target) in enumerate(zip(rows, targets)):
+    for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         wanted[i, : len(row)] = torch.tensor(target)
     wanted[ids == end] = IGNORED  # do not train the padding
     return ids, wanted''',
         demo="""\
-ids, wanted = pad_batch([[0, 1, 10, 2, 20, 21, 3], [0, 1, 11, 2, 3]], [[IGNORED] * 4 + [20, 21, 3], [IGNORED] * 4 + [3]], 3)
+rows = [[0, 1, 10, 2, 20, 21, 3], [0, 1, 11, 2, 3]]
+ids, wanted = pad_batch(rows, [[IGNORED] * 4 + [20, 21, 3], [IGNORED] * 4 + [3]], 3)
 print(wanted)
 print("end tokens trained:", (wanted == 3).sum().item())""",
         checker=check_pad_batch,
@@ -278,7 +279,7 @@ def pad_batch(rows, targets, end):
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), end)
     wanted = torch.full((len(rows), width), IGNORED)
-    for i, (row, target) in enumerate(zip(rows, targets)):
+    for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         wanted[i, : len(row)] = torch.tensor(target)
     return ids, wanted''',
