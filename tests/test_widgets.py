@@ -649,8 +649,11 @@ def test_the_grid_holds_the_standard_setting_and_enough_runs():
 
 
 def test_the_share_of_the_commonest_sentence():
-    assert ppo_lab.commonest_share(["Hi. Lima.", "Hi. Quito.", "Rome."]) == pytest.approx(2 / 3)
-    assert ppo_lab.commonest_share(["", ""]) == 1.0
+    assert ppo_lab.commonest_share(["Hi. Lima.", "Hi. Quito.", "Rome."], ["en"] * 3) == pytest.approx(2 / 3)
+    # Two of three English answers hold "Hi", one of one Chinese answer its only sentence.
+    mixed = ["Hi. Lima.", "Hi. Quito.", "利马。", "Rome."]
+    assert ppo_lab.commonest_share(mixed, ["en", "en", "zh", "en"]) == pytest.approx(3 / 4)
+    assert ppo_lab.commonest_share(["", ""], ["en", "en"]) == 1.0
 
 
 @pytest.fixture
@@ -697,7 +700,6 @@ def test_a_live_run_that_fails_says_so_and_raises(small_lab, tmp_path, monkeypat
     assert view.live["going"] is False
 
 
-@pytest.mark.skipif(not ppo_lab.RECORDED.exists(), reason="the lab's runs are not recorded yet")
 def test_the_recorded_runs_hold_each_failure_and_are_small():
     assert ppo_lab.RECORDED.stat().st_size <= 1_000_000
     runs = json.loads(ppo_lab.RECORDED.read_text(encoding="utf-8"))["runs"]

@@ -17,7 +17,7 @@ const CURVES = [
 const SIGNS = {
   frozen: "The policy has hardly moved.",
   hacking: "Reward hacking: the learned reward rose while the gold score fell.",
-  collapse: "Mode collapse: most answers hold the same sentence.",
+  collapse: "Mode collapse: most answers hold the same sentence, in their language.",
 };
 
 function render({ model, el }) {
