@@ -15,6 +15,7 @@ import ast
 import contextlib
 import inspect
 import math
+import numbers
 import random
 import re
 import types
@@ -176,6 +177,8 @@ def plain(value: Any) -> Any:
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)):  # a fraction, say
+        return float(value)
     return value
 
 
@@ -234,12 +237,12 @@ def show(value: Any, depth: int = 0) -> str:
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
         if value.numel() <= 24:
-            numbers = value.detach().tolist()
-            text = re.sub(r"-?\d+\.\d+(?:e-?\+?\d+)?", lambda m: f"{float(m[0]):.4g}", str(numbers))
+            entries = str(value.detach().tolist())
+            text = re.sub(r"-?\d+\.\d+(?:e-?\+?\d+)?", lambda m: f"{float(m[0]) + 0.0:.4g}", entries)  # no -0
             return text if value.dim() else f"{text} (a tensor without axes)"
         return f"a {kind} tensor of shape {tuple(value.shape)}"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value + 0.0:.6g}"
     if isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values()):
         shapes = ", ".join(f"{key}: {tuple(part.shape)}" for key, part in list(value.items())[:3])
         return f"a dictionary of {len(value)} tensors ({shapes}, ...)"
@@ -386,7 +389,7 @@ class Answer:
             return found
         details = self.example(arguments, expected=expected, yours=found)
         matching = [message for message, same in matches.items() if same]
-        self._failures.append(Failure(_difference(found, expected), details, matching))
+        self._failures.append(Failure(difference(found, expected), details, matching))
         if not self.diagnosing:
             self.conclude()
         return found
@@ -411,8 +414,11 @@ class Answer:
         raise Wrong(f"{first.difference}\n{first.details}")
 
 
-def _difference(found: Any, expected: Any) -> str:
+def difference(found: Any, expected: Any) -> str:
     """In what way two results differ, in words."""
+    found, expected = plain(found), plain(expected)
+    if isinstance(found, types.GeneratorType):
+        return "that is a generator; return a list of what it yields."
     if isinstance(found, Tensor) and found.dim() == 0 and not isinstance(expected, Tensor):
         found = found.item()
     if isinstance(expected, Tensor):
@@ -422,20 +428,26 @@ def _difference(found: Any, expected: Any) -> str:
             return f"the shape is {tuple(found.shape)}, expected is {tuple(expected.shape)}."
         if (found.dtype is torch.bool) != (expected.dtype is torch.bool):
             return f"the dtype is {found.dtype}, expected is {expected.dtype}."
-        if found.is_floating_point() and not found.isfinite().all() and expected.double().isfinite().all():
-            kind = "NaN" if found.isnan().any() else "infinity"
+        odd = ~found.double().isfinite() & (found.double() != expected.double()) & ~expected.double().isnan()
+        if odd.any():
+            kind = "NaN" if found[odd].isnan().any() else "infinity where none should be"
             return (
                 f"the result holds {kind}. It comes from 0 / 0, the logarithm of 0, infinity minus infinity, "
-                "or exp of a large number."
+                "0 times infinity, or exp of a large number."
             )
-        different = ((found.double() - expected.double()).abs() > 1e-9).sum().item()
-        return f"the shape is right, but {different} of {expected.numel()} numbers are not."
+        if expected.numel() == 1:
+            return f"the number is not the expected one{_too_alike(found, expected)}."
+        wrong = ((found.double() - expected.double()).abs() > 1e-9).sum().item()
+        kind = "entries" if expected.dtype is torch.bool else "numbers"
+        return f"the shape is right, but {wrong} of {expected.numel()} {kind} are not{_too_alike(found, expected)}."
     if isinstance(expected, (tuple, list)) and isinstance(found, (tuple, list)):
         if len(found) != len(expected):
+            if isinstance(expected, list):
+                return f"the list should have {len(expected)} entries, yours has {len(found)}."
             return f"{len(expected)} results are expected, not {len(found)}."
         if isinstance(expected, tuple):
             first = next(i for i in range(len(found)) if not close(found[i], expected[i]))
-            return f"result {first + 1} of {len(found)}: {_difference(found[first], expected[first])}"
+            return f"result {first + 1} of {len(found)}: {difference(found[first], expected[first])}"
     if isinstance(expected, tuple) and not isinstance(found, (tuple, list)):
         return f"{len(expected)} results are expected, as a tuple, not one {type(found).__name__}."
     if isinstance(found, float) and math.isnan(found):
@@ -443,3 +455,10 @@ def _difference(found: Any, expected: Any) -> str:
     if isinstance(expected, (int, float)) and not isinstance(found, (int, float, Tensor)):
         return f"a number is expected, not {type(found).__name__}."
     return "the result is not the expected one."
+
+
+def _too_alike(found: Tensor, expected: Tensor) -> str:
+    """How far two tensors lie apart, if they look the same when they are shown."""
+    if not expected.is_floating_point() or show(found) != show(expected):
+        return ""
+    return f": the largest difference is {(found.double() - expected.double()).abs().nan_to_num(0).max().item():.1g}"

@@ -1,14 +1,17 @@
 """`check`, `hint`, `solution` and `progress`: what they say, and that nothing makes them raise or hang."""
 
 import json
+import math
 import time
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
+import torch
 
 from gptcore import exercises
 from gptcore.exercises import check, examine, hint, progress, require, running, solution
-from gptcore.exercises.exercise import close, show
+from gptcore.exercises.exercise import close, difference, show
 
 RIGHT = exercises.exercises()["1.1"].solution
 
@@ -197,3 +200,26 @@ def test_the_course_s_own_function_under_the_exercise_s_name_is_no_attempt(capsy
 
     check("10.4", whiten=whiten)
     assert "not attempted yet (`whiten` is still gptcore's own" in capsys.readouterr().out
+
+
+DIFFERENCES = [
+    (torch.tensor([math.nan, 0.0]), torch.tensor([-math.inf, 0.0]), "the result holds NaN"),
+    (torch.tensor([math.inf, 0.0]), torch.tensor([-math.inf, 0.0]), "infinity where none should be"),
+    (torch.tensor([-1e9, 0.0]), torch.tensor([-math.inf, 0.0]), "1 of 2 numbers are not"),
+    (torch.tensor(2.0), torch.tensor(3.0), "the number is not the expected one."),
+    (torch.tensor([True, True]), torch.tensor([True, False]), "1 of 2 entries are not"),
+    (torch.tensor([1.00001, 2.0]), torch.tensor([1.0, 2.0]), "the largest difference is 1e-05"),
+    ((n for n in range(2)), [0, 1], "that is a generator"),
+    ([1, 2, 3], [1, 2], "the list should have 2 entries, yours has 3"),
+    ((1, 2, 3), (1, 2), "2 results are expected, not 3"),
+]
+
+
+@pytest.mark.parametrize(("found", "expected", "phrase"), DIFFERENCES)
+def test_in_what_way_a_result_differs(found, expected, phrase):
+    assert phrase in difference(found, expected)
+
+
+def test_a_fraction_is_a_number():
+    assert close(Fraction(1, 4), 0.25)
+    assert not close(Fraction(1, 4), 0.5)
