@@ -1,9 +1,11 @@
 """Exercises of chapter 2: multi-head attention."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
 
 # --- 2.1 -----------------------------------------------------------------------------------------
 
@@ -22,6 +24,12 @@ def check_attention_parameters(answer: Answer, fresh: Fresh) -> None:
                 "the weights are right, but each of the four projections has biases, too, one for each output.": right
                 - 2 * C
                 - 2 * G * D,
+                "these are the weights without biases, and as if G = H: keys and values have G heads only, and each "
+                "projection has a bias for each output.": 4 * C * C,
+                "multiply by G, do not divide: G heads of D = C / H features are C G / H outputs for keys and for "
+                "values.": 2 * (C * C + C) + 2 * (C * (C // G) + C // G),
+                "multiply by G, do not divide: G heads of D = C / H features are C G / H outputs for keys and for "
+                "values. ": 2 * (C * C + C) + 2 * (C * C + C) / G,
                 "keys and values have fewer heads: G of them, so G * D outputs instead of C.": 4 * (C * C + C),
                 "that gives every head a projection of the full width; a head only makes D = C / H features.": H
                 * 4
@@ -39,15 +47,13 @@ def check_attention_parameters(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_join_heads(answer: Answer, fresh: Fresh) -> None:
-    cases = [
-        (1, 2, 2, 1),
-        (1, 2, 3, 2),
-        (2, 3, 2, 4),
-        (fresh.integer(1, 3), fresh.integer(2, 5), fresh.integer(4, 9), 8),
-    ]
-    for B, H, T, D in cases:
-        for dtype in (torch.float32, torch.bfloat16):
-            heads = [fresh.normal(B, T, D, dtype=dtype) for _ in range(H)]
+    cases = [[torch.tensor([[[11.0], [21.0]]]), torch.tensor([[[12.0], [22.0]]])]]  # the tens are the position
+    sizes = [(1, 2, 3, 2), (2, 3, 2, 4), (fresh.integer(1, 3), fresh.integer(2, 5), fresh.integer(4, 9), 8)]
+    cases += [[fresh.normal(B, T, D) for _ in range(H)] for B, H, T, D in sizes]
+    for case in cases:
+        for dtype in (torch.float32, torch.float64):
+            heads = [head.to(dtype) for head in case]
+            H, (B, T, D) = len(heads), heads[0].shape
             side_by_side = torch.cat(heads, dim=-1)
             stacked = torch.stack(heads, dim=1)  # (B, H, T, D)
             turned = side_by_side.transpose(1, 2)
@@ -67,6 +73,8 @@ def check_join_heads(answer: Answer, fresh: Fresh) -> None:
                     "the heads stand one after the other in time; they belong side by side.": torch.cat(heads, dim=1),
                     "the heads still have an axis of their own.": stacked,
                     "the heads are added, as if they were one; each has its own place among the channels.": sum(heads),
+                    "this is the mean of the heads; each has its own place among the channels.": sum(heads) / H,
+                    "the heads stand in reverse order: head 0 comes first.": torch.cat(heads[::-1], dim=-1),
                 },
             )
 
@@ -75,52 +83,61 @@ def check_join_heads(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_pooled_heads(answer: Answer, fresh: Fresh) -> None:
-    cases = [(2, 1, 1, 2), (4, 2, 1, 3), (4, 2, 2, 3), (6, 2, fresh.integer(2, 6), 8), (8, 4, 4, fresh.integer(4, 20))]
-    for H, G, D, C in cases:
+    cases = [(torch.tensor([[1.0, 0.0], [3.0, 4.0], [10.0, 0.0], [20.0, 2.0]]), 4, 2)]
+    sizes = [(2, 1, 1, 4), (4, 2, 2, 6), (6, 2, fresh.integer(2, 6), 9), (8, 4, 4, 2 * fresh.integer(2, 10))]
+    cases += [(fresh.normal(H * D, C), H, G) for H, G, D, C in sizes]
+    for case, H, G in cases:
         for dtype in (torch.float32, torch.float64):
-            weight = fresh.normal(H * D, C, dtype=dtype)
+            weight = case.to(dtype)
+            D, C = weight.shape[0] // H, weight.shape[1]
             heads = weight.view(H, D, C)
-            right = heads.view(G, H // G, D, C).mean(dim=1).reshape(G * D, C)
-            answer.expect(
-                (weight, H, G),
-                right,
-                {
-                    "the heads of a group are added; the mean keeps the size of the scores.": right * (H // G),
-                    "only the first head of each group is kept; take the mean of all.": lambda heads=heads, G=G: (
-                        heads.view(G, -1, *heads.shape[1:])[:, 0].reshape(right.shape)
-                    ),
-                    "heads that are far apart were put into one group. Query heads 0 .. H/G - 1 share key head 0, so "
-                    "neighbours belong together.": lambda heads=heads, G=G, right=right: (
-                        heads.view(-1, G, *heads.shape[1:]).mean(dim=0).reshape(right.shape)
-                    ),
-                    "features were averaged, not heads: the D rows of a head stay apart.": lambda weight=weight, G=G, H=H, right=right: (
-                        weight.view(right.shape[0], H // G, -1).mean(dim=1)
-                    ),
-                    "the mean runs over all heads, whatever their group.": lambda heads=heads, G=G: heads.mean(
-                        dim=0
-                    ).repeat(G, 1),
-                },
-            )
+            groups = heads.view(G, H // G, D, C)
+            right = groups.mean(dim=1).reshape(G * D, C)
+            mistakes = {
+                "the heads of a group are added; the mean keeps the size of the scores.": right * (H // G),
+                "the sum of a group is divided by G, the number of groups; a group has H / G heads.": (
+                    right * (H // G) / G
+                ),
+                "only the first head of each group is kept; take the mean of all.": groups[:, 0].reshape(G * D, C),
+                "these are the first G heads, and the others are lost: take the mean of each group.": weight[: G * D],
+                "heads that are far apart were put into one group. Query heads 0 .. H/G - 1 share key head 0, so "
+                "neighbours belong together.": heads.view(H // G, G, D, C).mean(dim=0).reshape(G * D, C),
+                "features were averaged, not heads: the D rows of a head stay apart.": (
+                    weight.view(G * D, H // G, C).mean(dim=1)
+                ),
+                "columns were averaged. They are the inputs, and all C of them stay; the rows become fewer.": (
+                    weight.view(H * D, C * G // H, H // G).mean(dim=2)
+                ),
+                "the mean runs over all heads, whatever their group.": heads.mean(dim=0).repeat(G, 1),
+            }
+            try:
+                answer.expect((weight, H, G), right, mistakes)
+            except Wrong as wrong:
+                if "stopped with RuntimeError" in str(wrong):
+                    note = f"D = weight.shape[0] // H is {D} here; it need not be C // H, which is {C // H}."
+                    raise Wrong(f"{wrong}\n    {note}") from None
+                raise
 
 
 # --- 2.4 -----------------------------------------------------------------------------------------
 
 
 def check_distance_bias(answer: Answer, fresh: Fresh) -> None:
-    cases = [(2, 1), (3, 2), (3, 4), (fresh.integer(4, 8), 8), (fresh.integer(20, 50), 16)]
+    cases = [(2, 1), (2, 3), (3, 2), (3, 4), (fresh.integer(4, 8), 8), (fresh.integer(20, 50), 16)]
     for T, H in cases:
-        distance = (torch.arange(T)[:, None] - torch.arange(T)).float()
-        slopes = 2.0 ** (-8 * torch.arange(1, H + 1) / H)
+        distance = torch.arange(T)[:, None] - torch.arange(T)  # whole numbers: no -0.0
+        head = torch.arange(1, H + 1)
+        slopes = 2.0 ** (-8 * head / H)
         future = distance < 0
 
-        def bias(slopes: Tensor, distance: Tensor = distance, future: Tensor = future, sign: float = -1.0) -> Tensor:
-            return (sign * slopes[:, None, None] * distance).masked_fill(future, float("-inf"))
+        def bias(slopes: Tensor, distance: Tensor = -distance, future: Tensor = future, low: float = -inf) -> Tensor:
+            return (slopes[:, None, None] * distance).masked_fill(future, low)
 
         answer.expect(
             (T, H),
             bias(slopes),
             {
-                "the sign is wrong: far tokens get a higher score than near ones.": bias(slopes, sign=1.0),
+                "the sign is wrong: far tokens get a higher score than near ones.": bias(slopes, distance),
                 "the slopes begin with head 0, at 1; the first one is 2 ** (-8 / H).": bias(
                     2.0 ** (-8 * torch.arange(H) / H)
                 ),
@@ -136,8 +153,23 @@ def check_distance_bias(answer: Answer, fresh: Fresh) -> None:
                 "the future gets 0, which is the bonus of the nearest; it must be forbidden, with minus infinity.": (
                     -slopes[:, None, None] * distance.clamp(min=0)
                 ),
-                "the slopes fall evenly; they should fall by the same factor from head to head.": bias(
-                    1 - torch.arange(1, H + 1) / H
+                "the slopes fall evenly; they should fall by the same factor from head to head.": bias(1 - head / H),
+                "2 ** -h is right for H = 8 only; the exponent is -8 h / H.": bias(2.0**-head),
+                "`//` rounds the exponent to a whole number; the exponent is -8 h / H with `/`.": bias(
+                    2.0 ** (-8 * head // H)
+                ),
+                "`//` rounds the exponent to a whole number; the exponent is -8 h / H with `/`. ": bias(
+                    2.0 ** -(8 * head // H)
+                ),
+                "the heads stand in reverse order: the first one, h = 1, has the largest slope.": bias(slopes.flip(0)),
+                "rows and columns have changed places: rows are queries, so the future stands at the right.": (
+                    bias(slopes).transpose(1, 2)
+                ),
+                "the future gets a very low number, but minus infinity is asked for: write float('-inf').": bias(
+                    slopes, low=-1e9
+                ),
+                "the future gets a very low number, but minus infinity is asked for: write float('-inf'). ": bias(
+                    slopes, low=torch.finfo(torch.float32).min
                 ),
             },
         )
@@ -151,8 +183,8 @@ EXERCISES = (
         difficulty=2,
         task="""\
 How many numbers does a `MultiHeadAttention` hold: width `C`, `H` query heads, `G` heads of keys and values (grouped
-queries), all four projections with biases? Predict it for `C = 192, H = 6` with `G = 6` and with `G = 2` before you
-write the formula. How much does grouping save? The last lines count.""",
+queries), all four projections with biases? Predict it for `C = 256, H = 8` with `G = 8` and with `G = 2` before you
+write the formula. How much does grouping save? As soon as the formula returns a number, the last lines count.""",
         stub='''\
 def attention_parameters(C, H, G):
     """Weights and biases of the projections to queries, keys and values and of the output projection."""
@@ -160,9 +192,11 @@ def attention_parameters(C, H, G):
         demo="""\
 from gptcore.attention import MultiHeadAttention
 
-for G in (6, 2):
-    counted = sum(parameter.numel() for parameter in MultiHeadAttention(192, 6, G).parameters())
-    print("your formula:", attention_parameters(192, 6, G), "  counted:", counted)""",
+for G in (8, 2):
+    formula = attention_parameters(256, 8, G)
+    if formula is not None:
+        counted = sum(parameter.numel() for parameter in MultiHeadAttention(256, 8, G).parameters())
+        print("your formula:", formula, "  counted:", counted)""",
         checker=check_attention_parameters,
         hints=(
             "A linear layer from n to m features has n m weights and m biases.",
@@ -174,19 +208,21 @@ def attention_parameters(C, H, G):
     D = C // H
     full, grouped = C * C + C, C * G * D + G * D
     return 2 * full + 2 * grouped''',
-        praise="The number of heads does not matter, only the width does; and what grouping saves is mostly not here "
-        "but in the cache of keys and values.",
+        praise="Without grouping (G = H) the number of heads does not matter, only the width does; with it, only the "
+        "width and the quotient G / H count. What grouping saves is mostly not here but in the cache of keys and "
+        "values.",
     ),
     Exercise(
         number="2.2",
         title="Find the bug: heads put together wrongly",
-        minutes=12,
-        difficulty=3,
+        minutes=4,
+        difficulty=1,
         task="""\
 Every head has given its output, a list of `H` tensors `(B, T, D)`. They shall be put side by side, `(B, T, H * D)`,
 for the output projection. The function below does it in a way that was copied from project to project: it joins,
-transposes and views once more. The shape is right, so nothing complains. The last lines number each entry by
-position and head: row t should hold the position t only. Find out what happens, and repair it.""",
+transposes and views once more. The shape is right, so nothing complains. The last lines number each entry with three
+digits, position, head and feature: a row should hold the numbers of one position only. Find out what happens, and
+repair it.""",
         stub='''\
 import torch
 
@@ -197,10 +233,9 @@ def join_heads(heads):
     B, T, C = joined.shape
     return joined.transpose(1, 2).contiguous().view(B, T, C)''',
         demo="""\
-T, D = 3, 2
-heads = [10 * torch.arange(T)[:, None].repeat(1, D)[None] + head for head in (1, 2)]
-print("the tens are the position, the ones the head:")
-print(join_heads(heads)[0])""",
+numbered_heads = [(100 * torch.arange(1, 4)[:, None] + 10 * head + torch.arange(1, 3))[None] for head in (1, 2)]
+print("the digits are position, head, feature (right: the first row is 111, 112, 121, 122):")
+print(join_heads(numbered_heads)[0])""",
         checker=check_join_heads,
         hints=(
             "`view` never moves a number: it only counts them off in other portions. What is the order after "
@@ -227,12 +262,17 @@ A trained model has `H` key heads. To make it faster you want `G` of them, each 
 heads 0, 1, ... H / G - 1 share the first key head, the next ones the second. The authors of *GQA* (arXiv 2305.13245)
 found that a good start is the **mean** of the heads that are replaced.
 
-`weight` is that of the key projection as `nn.Linear` stores it, `(H * D, C)`: rows 0 .. D - 1 make head 0. Return
-the new weight `(G * D, C)`.""",
+`weight` is that of the key projection as `nn.Linear` stores it, `(H * D, C)`: rows 0 .. D - 1 make head 0. So `D` is
+`weight.shape[0] // H`; it need not be `C / H`. Return the new weight `(G * D, C)`.""",
         stub='''\
 def pooled_heads(weight, H, G):
     """Key weights (H * D, C) of H heads to (G * D, C): each new head the mean of H / G neighbours."""
     ...''',
+        demo="""\
+import torch
+
+four_heads = torch.tensor([[1.0], [3.0], [10.0], [20.0]])  # H = 4 heads of D = 1 row, C = 1 column
+print(pooled_heads(four_heads, 4, 2), "(right: 2 and 15)")""",
         checker=check_pooled_heads,
         hints=(
             "Give the heads an axis of their own first: `weight.view(H, D, C)`.",
@@ -243,8 +283,8 @@ def pooled_heads(weight, H, G):
     """Key weights (H * D, C) of H heads to (G * D, C): each new head the mean of H / G neighbours."""
     D, C = weight.shape[0] // H, weight.shape[1]
     return weight.view(G, H // G, D, C).mean(dim=1).reshape(G * D, C)''',
-        praise="With a twentieth of the original training after this step, the paper's model is nearly as good as before "
-        "and generates much faster.",
+        praise="With a twentieth of the original training after this step, the paper's model is nearly as good as "
+        "before and generates much faster.",
     ),
     Exercise(
         number="2.4",
@@ -256,15 +296,16 @@ Rotary positions are not the only way. *ALiBi* (arXiv 2108.12409) leaves queries
 from each score: the slope of the head times the distance, query position minus key position. Head h, counted from 1
 to H, has the slope 2 ** (-8 h / H), so some heads look near and others far. The future stays forbidden.
 
-Write what is added to the scores: `(H, T, T)`, rows are queries, minus infinity for the future.""",
+Write what is added to the scores, after their division by $\\sqrt D$: `(H, T, T)`, rows are queries, and minus infinity
+for the future.""",
         stub='''\
 import torch
 
 
 def distance_bias(T, H):
-    """What ALiBi adds to the scores of H heads over T positions: (H, T, T) float32."""
+    """What ALiBi adds to the scores of H heads over T positions: (H, T, T)."""
     ...''',
-        demo="print(distance_bias(4, 2))",
+        demo="print(distance_bias(4, 2))  # right: the last row of the first head is -0.1875, -0.125, -0.0625, 0",
         checker=check_distance_bias,
         hints=(
             "Two pieces: the slopes `(H,)` and the distances `(T, T)`. Axes of length 1 bring them together: "
@@ -276,10 +317,10 @@ import torch
 
 
 def distance_bias(T, H):
-    """What ALiBi adds to the scores of H heads over T positions: (H, T, T) float32."""
+    """What ALiBi adds to the scores of H heads over T positions: (H, T, T)."""
     distance = torch.arange(T)[:, None] - torch.arange(T)  # query minus key
     slopes = 2.0 ** (-8 * torch.arange(1, H + 1) / H)
-    bias = -slopes[:, None, None] * distance
+    bias = slopes[:, None, None] * -distance
     return bias.masked_fill(distance < 0, float("-inf"))''',
         praise="A model with this bias can read texts longer than any it was trained on, since a larger distance only "
         "costs more of the same.",

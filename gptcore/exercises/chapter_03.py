@@ -11,6 +11,12 @@ from gptcore.exercises.exercise import Answer, Exercise, Fresh
 # --- 3.1 -----------------------------------------------------------------------------------------
 
 
+_NO_MULTIPLE = (
+    "the width is a whole number, but not rounded to a multiple of `multiple`. With C = 52 and multiple = 16, "
+    "8 * 52 // 3 is 138, and 138 is no multiple of 16: the nearest one is 144."
+)
+
+
 def check_gated_width(answer: Answer, fresh: Fresh) -> None:
     cases = [(12, 1), (13, 2), (52, 16), (100, 32), (192, 32), (768, 64)]
     cases += [(3 * fresh.integer(10, 400), 16), (96 * fresh.integer(1, 20) + 4, 32)]
@@ -26,7 +32,9 @@ def check_gated_width(answer: Answer, fresh: Fresh) -> None:
                 "8 // 3 is 2: whole-number division came too early.": 2 * C // multiple * multiple,
                 "8 // 3 is 2: whole-number division came too early. ": round(2 * C / multiple) * multiple,
                 "the exact width is right, but it must be rounded to a multiple.": 8 * C / 3,
-                "the width is rounded to a whole number, but not to a multiple.": round(8 * C / 3),
+                _NO_MULTIPLE: round(8 * C / 3),
+                f"{_NO_MULTIPLE} ": 8 * C // 3,
+                "the multiple is always 32 here; it is the argument `multiple`.": round(C / 12) * 32,
                 "rounded down; the nearest multiple is closer to the wanted number of parameters.": math.floor(exact)
                 * multiple,
                 "rounded up; the nearest multiple is closer to the wanted number of parameters.": math.ceil(exact)
@@ -39,8 +47,8 @@ def check_gated_width(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_decoder_parameters(answer: Answer, fresh: Fresh) -> None:
-    cases = [(10, 4, 2, 1), (50257, 1024, 768, 12)]
-    cases += [(fresh.integer(20, 5000), fresh.integer(8, 200), 6 * fresh.integer(1, 64), fresh.integer(1, 9))]
+    cases = [(11, 3, 2, 2), (50257, 1024, 768, 12)]
+    cases += [(fresh.integer(20, 5000), fresh.integer(8, 200), 6 * fresh.integer(1, 64), fresh.integer(2, 9))]
     for V, T, C, L in cases:
         attention, forward, norms = 4 * (C * C + C), 8 * C * C + 5 * C, 4 * C
         right = V * C + T * C + L * (attention + forward + norms) + 2 * C
@@ -51,12 +59,20 @@ def check_decoder_parameters(answer: Answer, fresh: Fresh) -> None:
                 "the head is tied to the embedding: its V x C numbers exist only once.": right + V * C,
                 "the position embeddings are missing.": right - T * C,
                 "the norm after the last layer is missing.": right - 2 * C,
-                "the norms inside the layers are missing: two in each, with a scale and a shift.": right - L * norms,
+                "4 C numbers a layer are missing: either its two norms, each with a scale and a shift, or the biases of "
+                "attention, C for each of the four projections.": right - L * norms,
+                "there are two norms in a layer, one before attention and one before the feed-forward part.": (
+                    right - 2 * L * C
+                ),
+                "the output projection is missing: attention has four C x C matrices.": right - L * (C * C + C),
+                "the output projection is missing: attention has four C x C matrices. ": right - L * C * C,
+                "there are L layers, each with weights of its own; here they count only once.": (
+                    right - (L - 1) * (attention + forward + norms)
+                ),
                 "all norms are missing, with their scales and shifts.": right - L * norms - 2 * C,
                 "a layer norm has a scale and a shift, 2 C numbers, not only C.": right - L * norms // 2 - C,
                 "the biases of attention and feed-forward are missing.": right - 9 * L * C,
                 "the biases of the feed-forward part are missing: 4 C and C.": right - 5 * L * C,
-                "the biases of attention are missing: C for each of the four projections.": right - 4 * L * C,
                 "the embedding is missing.": right - V * C,
             },
         )
@@ -70,6 +86,9 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _layer(x: Tensor, mix: Tensor, up: Tensor, down: Tensor, mode: str = "right") -> Tensor:
+    def norm(y: Tensor) -> Tensor:
+        return _norm(y) * math.sqrt(1 - 1 / y.shape[-1]) if mode == "unbiased" else _norm(y)
+
     def think(y: Tensor) -> Tensor:
         return F.gelu(y @ up) @ down
 
@@ -100,8 +119,8 @@ def _layer(x: Tensor, mix: Tensor, up: Tensor, down: Tensor, mode: str = "right"
     if mode == "unnormed":
         x = x + mix @ _norm(x)
         return x + think(x)
-    x = x + mix @ _norm(x)
-    return x + think(_norm(x))
+    x = x + mix @ norm(x)
+    return x + think(norm(x))
 
 
 def check_layer(answer: Answer, fresh: Fresh) -> None:
@@ -116,55 +135,65 @@ def check_layer(answer: Answer, fresh: Fresh) -> None:
         "stale": "the feed-forward part reads the stream as it was before attention: it cannot think about what has "
         "just been gathered.",
         "lost": "the feed-forward part replaces the stream instead of adding to it.",
+        "unbiased": "the norm divides by the root of the variance with C - 1; a layer norm takes the mean over all C "
+        "(`unbiased=False`).",
         "unnormed": "the feed-forward part gets the stream as it is; it needs a normed copy, too.",
     }
-    for T, C, hidden in ((2, 3, 4), (fresh.integer(3, 6), 8, 16), (12, 32, 64)):
-        for dtype in (torch.float32, torch.float64):
-            x = fresh.normal(T, C, dtype=dtype, scale=3.0)
-            mix = fresh.probabilities(T, T, dtype=dtype)
-            up, down = fresh.normal(C, hidden, dtype=dtype), fresh.normal(hidden, C, dtype=dtype)
-            parts = (x, mix, up, down)
-            answer.expect(
-                parts,
-                _layer(*parts),
-                {text: lambda mode=mode, parts=parts: _layer(*parts, mode) for mode, text in mistakes.items()},
+    # The numbers are large enough that it does not matter what a norm adds to the variance.
+    by_hand = ([[5.0, 1.0]], [[1.0]], [[1.0], [0.0]], [[1.0, 1.0]])
+    cases = [tuple(torch.tensor(part) for part in by_hand)]
+    for T, C, hidden in ((2, 4, 4), (fresh.integer(3, 6), 8, 16), (12, 32, 64)):
+        cases.append(
+            (
+                fresh.normal(T, C, scale=3.0) + torch.linspace(-3, 3, C),
+                fresh.probabilities(T, T),
+                fresh.normal(C, hidden),
+                fresh.normal(hidden, C),
             )
+        )
+    for parts in cases:
+        answer.expect(
+            parts,
+            _layer(*parts),
+            {text: lambda mode=mode, parts=parts: _layer(*parts, mode) for mode, text in mistakes.items()},
+            tolerance=2e-3,
+        )
 
 
 # --- 3.4 -----------------------------------------------------------------------------------------
 
 
 def check_fold_norm(answer: Answer, fresh: Fresh) -> None:
-    for outputs, C in ((1, 2), (2, 3), (4, 4), (fresh.integer(5, 9), fresh.integer(10, 60))):
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            scale, shift = fresh.normal(C, dtype=dtype) + 2, fresh.normal(C, dtype=dtype)
-            weight, bias = fresh.normal(outputs, C, dtype=dtype), fresh.normal(outputs, dtype=dtype)
-            # In double precision: of bfloat16, only the result is rounded.
-            s, h, w, b = (part.double() for part in (scale, shift, weight, bias))
-            right = ((w * s).to(dtype), (w @ h + b).to(dtype))
-            answer.expect(
-                (scale, shift, weight, bias),
-                right,
-                {
-                    "the new weight is right, but the shift has not been carried into the bias: it goes through the "
-                    "linear layer, too.": (right[0], bias),
-                    "the shift is added to the bias as it is; it goes through the linear layer first, weight @ shift.": (
-                        lambda: (right[0], bias + shift)
-                    ),
-                    "the scale belongs to the inputs of the linear layer, the columns of its weight, not to the rows.": (
-                        lambda: ((w * s[:, None]).to(dtype), right[1])
-                    ),
-                    "dividing by the scale undoes the norm; the linear layer has to do what the scale did.": (
-                        (w / s).to(dtype),
-                        right[1],
-                    ),
-                    "the shift was multiplied with the scale: it is added after the scale.": (
-                        right[0],
-                        ((w * s) @ h + b).to(dtype),
-                    ),
-                    "the old bias is lost.": (right[0], (w @ h).to(dtype)),
-                },
-            )
+    by_hand = ([2.0, 3.0], [1.0, -1.0], [[1.0, 10.0]], [5.0])
+    cases = [tuple(torch.tensor(part) for part in by_hand)]
+    for n, C in ((2, 3), (4, 4), (fresh.integer(5, 9), fresh.integer(10, 60))):
+        cases.append((fresh.normal(C) + 2, fresh.normal(C), fresh.normal(n, C), fresh.normal(n)))
+    for scale, shift, weight, bias in cases:
+        right = (weight * scale, weight @ shift + bias)
+        answer.expect(
+            (scale, shift, weight, bias),
+            right,
+            {
+                "the new weight is right, but the shift has not been carried into the bias: it goes through the "
+                "linear layer, too.": (right[0], bias),
+                "the shift is added to the bias as it is; it goes through the linear layer first, weight @ shift.": (
+                    lambda: (right[0], bias + shift)
+                ),
+                "the scale belongs to the inputs of the linear layer, the columns of its weight, not to the rows.": (
+                    lambda: (weight * scale[:, None], right[1])
+                ),
+                "dividing by the scale undoes the norm; the linear layer has to do what the scale did.": (
+                    weight / scale,
+                    right[1],
+                ),
+                "the shift was multiplied with the scale: it is added after the scale.": (
+                    right[0],
+                    right[0] @ shift + bias,
+                ),
+                "the old bias is lost.": (right[0], weight @ shift),
+            },
+            tolerance=1e-3,
+        )
 
 
 # --- 3.5 -----------------------------------------------------------------------------------------
@@ -174,42 +203,51 @@ def _gpt2(ids: Tensor, weights: dict[str, Tensor], layers: int, heads: int, faul
     """GPT-2 in a few lines, with one fault or none."""
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        x = x @ weights[f"{name}.weight"].T
+        return x if fault == "biases" else x + weights[f"{name}.bias"]
 
     def norm(x: Tensor, name: str) -> Tensor:
         x = x - x.mean(dim=-1, keepdim=True)
-        x = x / ((x * x).mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+        x = x / ((x * x).mean(dim=-1, keepdim=True) + (0 if fault == "epsilon" else 1e-5)).sqrt()
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def attention(y: Tensor, name: str) -> Tensor:
+        split = [linear(y, f"{name}.{part}") for part in ("query", "key", "value")]
+        if fault == "view":
+            query, key, value = (part.view(B, heads, T, C // heads) for part in split)
+        else:
+            query, key, value = (part.view(B, T, heads, C // heads).transpose(1, 2) for part in split)
+        scores = query @ key.transpose(-2, -1) / (1 if fault == "scale" else math.sqrt(C // heads))
+        if fault != "mask":
+            scores = scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -math.inf)
+        mixed = scores.softmax(dim=-1) @ value
+        mixed = mixed.reshape(B, T, C) if fault in ("view", "merge") else mixed.transpose(1, 2).reshape(B, T, C)
+        return mixed if fault == "output" else linear(mixed, f"{name}.output")
+
+    def feed_forward(y: Tensor, name: str) -> Tensor:
+        y = linear(y, f"{name}.up")
+        y = y.relu() if fault == "relu" else F.gelu(y, approximate="none" if fault == "exact" else "tanh")
+        return linear(y, f"{name}.down")
 
     B, T = ids.shape
     x = weights["embedding.weight"][ids]
     C = x.shape[-1]
     if fault != "positions":
-        x = x + weights["positions.weight"][:T]
+        first = 1 if fault == "from 1" else 0
+        x = x + weights["positions.weight"][first : first + T]
     for layer in range(layers):
-        name = f"layers.{layer}"
-        y = norm(x, f"{name}.attention_norm") if fault != "norms" else x
-        query, key, value = (
-            linear(y, f"{name}.attention.{part}").view(B, T, heads, C // heads).transpose(1, 2)
-            for part in ("query", "key", "value")
-        )
-        scores = query @ key.transpose(-2, -1) / (1 if fault == "scale" else math.sqrt(C // heads))
-        if fault != "mask":
-            scores = scores.masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -math.inf)
-        mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(B, T, C)
-        if fault != "output":
-            mixed = linear(mixed, f"{name}.attention.output")
-        x = mixed if fault == "residual" else x + mixed
-        y = norm(x, f"{name}.feed_forward_norm")
-        y = linear(y, f"{name}.feed_forward.up")
-        y = y.relu() if fault == "relu" else F.gelu(y, approximate="tanh")
-        x = x + linear(y, f"{name}.feed_forward.down")
+        for part in (attention, feed_forward):
+            name = f"layers.{layer}.{part.__name__}"
+            y = x if fault in ("norms", "post") else norm(x, f"{name}_norm")
+            x = y if fault == "normed stream" else x
+            x = part(y, name) if fault == part.__name__ else x + part(y, name)
+            x = norm(x, f"{name}_norm") if fault == "post" else x
     if fault != "last norm":
         x = norm(x, "norm")
     return x @ weights["embedding.weight"].T
 
 
-def _gpt2_weights(fresh: Fresh, V: int, C: int, T: int, layers: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def _gpt2_weights(fresh: Fresh, V: int, C: int, T: int, layers: int) -> dict[str, Tensor]:
     shapes: dict[str, tuple[int, ...]] = {"embedding": (V, C), "positions": (T, C), "norm": (C,)}
     for layer in range(layers):
         name = f"layers.{layer}"
@@ -218,11 +256,14 @@ def _gpt2_weights(fresh: Fresh, V: int, C: int, T: int, layers: int, dtype: torc
         shapes |= {f"{name}.attention_norm": (C,), f"{name}.feed_forward_norm": (C,)}
     weights = {}
     for name, shape in shapes.items():
-        weights[f"{name}.weight"] = fresh.normal(*shape, dtype=dtype, scale=0.7)
+        weights[f"{name}.weight"] = fresh.normal(*shape, scale=0.5)
         if len(shape) == 1:
             weights[f"{name}.weight"] += 1
         if name not in ("embedding", "positions"):
-            weights[f"{name}.bias"] = fresh.normal(shape[0], dtype=dtype, scale=0.5)
+            weights[f"{name}.bias"] = fresh.normal(shape[0], scale=0.5)
+    # So small that it matters what a norm adds to the variance.
+    weights["embedding.weight"][0] *= 0.05
+    weights["positions.weight"][0] *= 0.05
     return weights
 
 
@@ -232,22 +273,34 @@ def check_gpt2_logits(answer: Answer, fresh: Fresh) -> None:
         "positions": "the position embeddings are missing: without them the order of the words is lost.",
         "last norm": "the norm after the last layer is missing.",
         "scale": "the scores are not divided by the root of D, the size of a head.",
-        "residual": "attention replaces the stream instead of adding to it.",
+        "attention": "attention replaces the stream instead of adding to it.",
+        "feed_forward": "the second residual connection is missing: the feed-forward part replaces the stream instead of "
+        "adding to it.",
         "relu": "the feed-forward part needs GELU, not ReLU.",
+        "exact": 'GELU is the tanh approximation here: `F.gelu(..., approximate="tanh")`.',
         "output": "the output projection of attention is missing.",
-        "norms": "attention reads the stream as it is; it needs a normed copy.",
+        "norms": "attention and feed-forward part read the stream as it is; each needs a normed copy.",
+        "normed stream": "the stream itself is normed: give the norm's result a name of its own, and add to `x` as it was.",
+        "post": "the norms stand after the additions; in GPT-2 they stand before the parts, on a copy of the stream.",
+        "biases": "the biases of the linear layers are missing.",
+        "from 1": "the positions begin at 1; the first token has position 0.",
+        "epsilon": "the norms add 1e-5 to the variance; without it the numbers are slightly off.",
+        "view": "the heads are cut wrongly: a head is a slice of the channels, not of the positions. Split with "
+        "`.view(B, T, heads, C // heads).transpose(1, 2)`, and undo the transpose before the heads are joined.",
+        "merge": "the heads are joined wrongly: undo the transpose first, `.transpose(1, 2).reshape(B, T, C)`.",
     }
-    shapes = [(1, 1, 3, 1, 1, 2), (1, 3, 5, 1, 1, 2), (1, 4, 6, 1, 2, 4), (2, fresh.integer(5, 9), 11, 3, 4, 16)]
+    shapes = [(1, 1, 3, 1, 2, 4), (1, 3, 5, 1, 2, 4), (1, 4, 6, 2, 2, 8), (2, fresh.integer(5, 9), 11, 3, 4, 16)]
     for B, T, V, layers, heads, C in shapes:
-        for dtype in (torch.float64, torch.float32):
-            weights = _gpt2_weights(fresh, V, C, T + 2, layers, dtype)
-            arguments = (fresh.integers(0, V, B, T), weights, layers, heads)
-            answer.expect(
-                arguments,
-                _gpt2(*arguments),
-                {text: lambda fault=fault, a=arguments: _gpt2(*a, fault) for fault, text in mistakes.items()},
-                tolerance=1e-6 if dtype is torch.float64 else 2e-3,
-            )
+        weights = _gpt2_weights(fresh, V, C, T + 2, layers)
+        ids = fresh.integers(0, V, B, T)
+        ids[0, 0] = 0
+        arguments = (ids, weights, layers, heads)
+        answer.expect(
+            arguments,
+            _gpt2(*arguments),
+            {text: lambda fault=fault, a=arguments: _gpt2(*a, fault) for fault, text in mistakes.items()},
+            tolerance=1e-4,
+        )
 
 
 EXERCISES = (
@@ -258,8 +311,9 @@ EXERCISES = (
         difficulty=1,
         task="""\
 The plain feed-forward part has two matrices between `C` and `4 C` features, the gated one three between `C` and `h`.
-Which `h` gives both the same number of weights? Round it to the nearest multiple of `multiple`, since hardware likes
-round numbers. Predict it for a width of 192 and multiples of 32; the last line asks gptcore.""",
+Derive which `h` gives both the same number of weights, biases left out. Round it to the nearest multiple of
+`multiple`, since hardware likes round numbers. Predict it by hand for the widths 128 and 160 and multiples of 32; the
+last lines ask gptcore.""",
         stub='''\
 def gated_width(C, multiple):
     """Inner width of a gated feed-forward part that weighs as much as a plain one of inner width 4 C."""
@@ -267,7 +321,8 @@ def gated_width(C, multiple):
         demo="""\
 from gptcore.decoder import DecoderConfig
 
-print("yours:", gated_width(192, 32), "  gptcore's:", DecoderConfig(100, width=192).feed_forward_width)""",
+for C in (128, 160):
+    print(C, "yours:", gated_width(C, 32), "  gptcore's:", DecoderConfig(100, width=C).feed_forward_width)""",
         checker=check_gated_width,
         hints=("2 x C x 4 C weights on one side, 3 x C x h on the other.", "`round(x / multiple) * multiple`."),
         solution='''\
@@ -280,7 +335,7 @@ def gated_width(C, multiple):
     Exercise(
         number="3.2",
         title="124,439,808",
-        minutes=15,
+        minutes=8,
         difficulty=2,
         task="""\
 Count the parameters of a `gpt2` decoder: vocabulary `V`, context `T`, width `C`, `L` layers, feed-forward parts of
@@ -323,7 +378,7 @@ import torch
 from torch.nn import functional as F
 
 
-def layer(x, mix, up, down):
+def decoder_layer(x, mix, up, down):
     """One decoder layer on a stream x (T, C), with mix (T, T), up (C, h) and down (h, C)."""
     x = F.layer_norm(x, x.shape[-1:])
     x = x + mix @ x
@@ -331,11 +386,12 @@ def layer(x, mix, up, down):
     return x + F.gelu(x @ up) @ down''',
         demo="""\
 generator = torch.Generator().manual_seed(0)
-x, up, down = (torch.randn(*shape, generator=generator) for shape in ((3, 4), (4, 8), (8, 4)))
-mix = torch.ones(3, 3).tril().softmax(dim=-1)
-print("input:                  ", x[0].tolist())
-print("output:                 ", layer(x, mix, up, down)[0].tolist())
-print("for 100 times the input:", layer(100 * x, mix, up, down)[0].tolist())""",
+stream, widen, narrow = (torch.randn(*size, generator=generator) for size in ((3, 4), (4, 8), (8, 4)))
+average = torch.full((3, 3), 1 / 3)
+print("input:                  ", stream[0].tolist())
+print("output:                 ", decoder_layer(stream, average, widen, narrow)[0].tolist())
+print("for 100 times the input:", decoder_layer(100 * stream, average, widen, narrow)[0].tolist())
+# Right: the last line holds about 100 times the numbers of the first, for the stream is kept.""",
         checker=check_layer,
         hints=(
             "Where does the variable `x` still hold what came in? After the first line it does not.",
@@ -346,7 +402,7 @@ import torch
 from torch.nn import functional as F
 
 
-def layer(x, mix, up, down):
+def decoder_layer(x, mix, up, down):
     """One decoder layer on a stream x (T, C), with mix (T, T), up (C, h) and down (h, C)."""
     copy = F.layer_norm(x, x.shape[-1:])
     x = x + mix @ copy
@@ -361,13 +417,25 @@ def layer(x, mix, up, down):
         minutes=20,
         difficulty=3,
         task="""\
-A layer norm ends with `y * scale + shift`, and next comes a linear layer, `weight @ z + bias` for each position. Two
-linear steps in a row can be one. Derive the weight and the bias of a single linear layer that does both, so that
-the norm needs no scale and no shift any more. Shapes: scale and shift `(C,)`, weight `(n, C)`, bias `(n,)`.""",
+For each position a layer norm first makes `y` `(C,)`, with mean 0 and variance 1, and then `z = y * scale + shift`
+`(C,)`. (`scale` and `shift`, both `(C,)`, are the chapter's g and b; PyTorch calls them weight and bias.) Next comes a
+linear layer, `weight @ z + bias`, with weight `(n, C)`, bias `(n,)` and n the number of its outputs. Two linear steps in
+a row can be one. Derive the weight and the bias of a single linear layer that makes the same result from `y`, so that
+the norm needs no scale and no shift any more. The last lines compare the two ways.""",
         stub='''\
 def fold_norm(scale, shift, weight, bias):
     """Weight (n, C) and bias (n,) of a linear layer that does scale and shift of the norm before it, too."""
     ...''',
+        demo="""\
+import torch
+
+some_scale, some_shift = torch.tensor([2.0, 3.0]), torch.tensor([1.0, -1.0])
+some_weight, some_bias = torch.tensor([[1.0, 10.0]]), torch.tensor([5.0])
+some_y = torch.tensor([1.0, -1.0])
+print("norm, then linear layer: ", (some_weight @ (some_y * some_scale + some_shift) + some_bias).tolist())
+folded = fold_norm(some_scale, some_shift, some_weight, some_bias)
+if folded is not None:
+    print("your single linear layer:", (folded[0] @ some_y + folded[1]).tolist(), "(right: the same)")""",
         checker=check_fold_norm,
         hints=(
             "Write out weight @ (y * scale + shift) + bias and sort by what contains y and what does not.",
@@ -404,20 +472,28 @@ def gpt2_logits(ids, weights, layers, heads):
         demo="""\
 from gptcore.decoder import Decoder, DecoderConfig
 
-model = Decoder(DecoderConfig(50, context_length=16, layers=2, width=16, heads=4, preset="gpt2"))
-ids = torch.tensor([[3, 1, 4, 1, 5]])
-own = gpt2_logits(ids, model.state_dict(), 2, 4)
-if own is not None:
-    print("largest difference:", (own - model(ids)).abs().max().item())""",
+small_gpt2 = Decoder(DecoderConfig(50, context_length=16, layers=2, width=16, heads=4, preset="gpt2"))
+generator = torch.Generator().manual_seed(0)
+with torch.no_grad():
+    for parameter in small_gpt2.parameters():  # fresh biases are zero, which would hide mistakes
+        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+its_weights = small_gpt2.state_dict()
+its_weights.pop("head.weight")  # it is the embedding
+some_ids = torch.tensor([[3, 1, 4, 1, 5]])
+own_logits = gpt2_logits(some_ids, its_weights, 2, 4)
+if own_logits is not None:
+    largest = (own_logits - small_gpt2(some_ids)).abs().max().item()
+    print("largest difference:", largest, "(a right answer stays below 1e-5)")""",
         checker=check_gpt2_logits,
         seconds=30.0,
         hints=(
             "Begin with embedding plus positions, then the last norm and the head; add the layers when that runs.",
             "`F.linear(x, weights[name + '.weight'], weights[name + '.bias'])` and `F.layer_norm(x, (C,), weight, bias)` "
             "do most of the work.",
-            "In a layer: copy = norm(x); query, key, value = three linears of it, split into heads; "
-            "F.scaled_dot_product_attention(..., is_causal=True); merge; output; add to x. Then the same with the "
-            "feed-forward part.",
+            "In a layer: copy = norm(x); query, key and value are three linears of it, each split by `.view(B, T, heads, "
+            "C // heads).transpose(1, 2)`; `F.scaled_dot_product_attention(query, key, value, is_causal=True)`; "
+            "`.transpose(1, 2).reshape(B, T, C)`; output; add to x. Then the same with the feed-forward part: copy = "
+            'norm(x), u = up of it, `F.gelu(u, approximate="tanh")`, down, add to x.',
         ),
         solution='''\
 import torch

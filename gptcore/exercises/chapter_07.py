@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, plain
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, close
 
 # --- 7.1: the sixth of the six mistakes ----------------------------------------------------------
 
@@ -55,49 +56,64 @@ def check_min_p(answer: Answer, fresh: Fresh) -> None:
     cases = [
         (torch.tensor([0.5, 0.3, 0.2]), 0.5),
         (torch.tensor([0.5, 0.25, 0.15, 0.1]), 0.5),
-        (torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]]), 0.3),
+        (torch.tensor([[0.7, 0.2, 0.1], [0.4, 0.35, 0.25]]), 0.5),
         (torch.tensor([0.25, 0.25, 0.25, 0.25]), 1.0),
     ]
     for shape, dtype in (((5, 12), torch.float32), ((2, 3, 20), torch.float64)):
         cases.append((fresh.probabilities(*shape, dtype=dtype, sharpness=1.5), fresh.between(0.05, 0.6)))
-    for probabilities, p in cases:
+    for probabilities, least in cases:
         top = probabilities.amax(dim=-1, keepdim=True)
-        margin = ((probabilities / top) - p).abs()
+        margin = ((probabilities / top) - least).abs()
         if ((margin > 1e-9) & (margin < 1e-5)).any():  # rounding would decide
             continue
-        keep = probabilities >= p * top - 1e-12
-        answer.expect(
-            (probabilities, p),
-            kept(probabilities, keep),
-            {
-                "p was taken as a limit of its own; it is a share of the *largest* probability of the row.": (
-                    lambda: kept(probabilities, probabilities >= p)
-                ),
-                "what is left does not sum to 1: divide by its sum.": probabilities * keep,
-                "a token with exactly p times the largest probability is kept, too.": lambda: kept(
-                    probabilities, probabilities > p * top
-                ),
-                "the largest probability of the whole batch was taken; each row has its own.": lambda: kept(
-                    probabilities, probabilities >= p * probabilities.max()
-                ),
-                "the unlikely tokens were kept and the likely ones thrown away.": lambda: kept(probabilities, ~keep),
-                "softmax was used to make the rest sum to 1: it changes the ratios, and gives the dropped ones a share.": (
-                    (probabilities * keep).softmax(dim=-1)
-                ),
-                "that is top-p: the fewest tokens that sum to p.": lambda: kept(
-                    probabilities, _top_p(probabilities, p)
-                ),
-            },
-        )
+        keep = probabilities >= least * top - 1e-12
+        mistakes = {
+            "`least` was taken as a limit of its own; it is a share of the *largest* probability of the row.": lambda: (
+                kept(probabilities, probabilities >= least)
+            ),
+            "what is left does not sum to 1: divide by its sum.": probabilities * keep,
+            "a token with exactly `least` times the largest probability is kept, too.": lambda: kept(
+                probabilities, probabilities > least * top
+            ),
+            "the largest probability of the whole batch was taken; each row has its own.": lambda: kept(
+                probabilities, probabilities >= least * probabilities.max()
+            ),
+            "the unlikely tokens were kept and the likely ones thrown away.": lambda: kept(probabilities, ~keep),
+            "softmax was used to make the rest sum to 1: it changes the ratios, and gives the dropped ones a share.": (
+                (probabilities * keep).softmax(dim=-1)
+            ),
+            "divide what is left by its sum; softmax of the probabilities changes their ratios.": (
+                probabilities.masked_fill(~keep, -torch.inf).softmax(dim=-1)
+            ),
+            "that is top-p: the fewest tokens that sum to `least`.": lambda: kept(
+                probabilities, _top_p(probabilities, least)
+            ),
+        }
+        try:
+            answer.expect((probabilities, least), kept(probabilities, keep), mistakes)
+        except Wrong as wrong:
+            if "Dimension out of range" not in str(wrong):
+                raise
+            details = answer.example((probabilities, least))
+            raise Wrong(f"`(..., V)` may also be a single row `(V,)`: use dim=-1, the last axis.\n{details}") from None
 
 
-def _top_p(probabilities: Tensor, p: float) -> Tensor:
+def _top_p(probabilities: Tensor, least: float) -> Tensor:
     ordered, order = probabilities.sort(dim=-1, descending=True)
-    keep = ordered.cumsum(dim=-1) - ordered < p
+    keep = ordered.cumsum(dim=-1) - ordered < least
     return torch.zeros_like(keep).scatter(-1, order, keep)
 
 
 # --- 7.3 -----------------------------------------------------------------------------------------
+
+
+def _grams(words: list[str], n: int) -> Counter:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _matches(candidate: list[str], reference: list[str], n: int) -> tuple[int, int]:
+    found = _grams(candidate, n)
+    return sum((found & _grams(reference, n)).values()), sum(found.values())
 
 
 def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
@@ -109,15 +125,21 @@ def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
         (["a", "cat"], ["the", "cat", "sat"], 1),
         (["the", "cat", "the", "cat"], ["the", "cat", "sat"], 2),
         (["cat"], ["the", "cat"], 2),
+        (["a"], ["a"], 3),
+        (["ab", "c"], ["a", "bc"], 2),
     ]
     for n in (1, 2, 3):
         texts = [[fresh.random.choice(words[:4]) for _ in range(fresh.integer(5, 14))] for _ in range(2)]
         cases.append((*texts, n))
     for candidate, reference, n in cases:
-        found = Counter(tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1))
-        expected = Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
-        right = (sum(min(count, expected[gram]) for gram, count in found.items()), sum(found.values()))
+        found, expected = _grams(candidate, n), _grams(reference, n)
+        right = _matches(candidate, reference, n)
         unclipped = sum(count for gram, count in found.items() if gram in expected)
+
+        def joined(words: list[str], n: int = n) -> Counter:
+            return Counter("".join(words[i : i + n]) for i in range(len(words) - n + 1))
+
+        orders = [_matches(candidate, reference, order) for order in range(1, n + 1)]
         answer.expect(
             (candidate, reference, n),
             right,
@@ -132,6 +154,7 @@ def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
                     len(found.keys() & expected.keys()),
                     len(found),
                 ),
+                "the total counts every gram of the candidate, also one that was there before.": (right[0], len(found)),
                 "the total is that of the candidate, not of the reference: precision asks what share of what was said is "
                 "right.": (right[0], sum(expected.values())),
                 "single words were counted instead of grams of n.": lambda: (
@@ -139,6 +162,16 @@ def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
                     len(candidate),
                 ),
                 "a text of k words has k - n + 1 grams of n words, not k.": (right[0], len(candidate)),
+                "a text shorter than n words has no grams at all: the total must not fall below 0.": (
+                    right[0],
+                    len(candidate) - n + 1,
+                ),
+                "the words of a gram were joined without a space between them, and then `ab c` and `a bc` look alike; "
+                "use tuples of words.": (sum((joined(candidate) & joined(reference)).values()), right[1]),
+                "the grams of all lengths up to n were counted; wanted are those of exactly n words.": (
+                    sum(matches for matches, _ in orders),
+                    sum(total for _, total in orders),
+                ),
                 "two numbers are wanted, matches and total; the corpus adds them up before it divides.": (
                     right[0] / max(1, right[1])
                 ),
@@ -150,77 +183,122 @@ def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_luck(answer: Answer, fresh: Fresh) -> None:
-    def at_least(k: int, n: int) -> float:
-        return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+    def at_least(k: int, n: int) -> Fraction:
+        return Fraction(sum(math.comb(n, i) for i in range(k, n + 1)), 2**n)
 
     cases = [(1, 0, 8), (2, 0, 0), (1, 1, 3), (5, 1, 10), (1, 5, 10), (0, 0, 20)]
     cases += [(fresh.integer(0, 30), fresh.integer(0, 30), fresh.integer(0, 400)) for _ in range(4)]
-    for only_a, only_b, both in cases:
+    for only_a, only_b, agree in cases:
+        case = (only_a, only_b, agree)
+        found = answer(*case)
+        if not close(found, again := answer(*case), tolerance=0.0, equal_nan=True):
+            raise Wrong(
+                "the same numbers give another probability each time. A simulation only comes near it; count the ways "
+                f"instead, with math.comb.\n{answer.example(case, yours=found, yours_again=again)}"
+            )
         n, k = only_a + only_b, max(only_a, only_b)
-        one_sided = at_least(k, n)
-        right = min(1.0, 2 * one_sided)
+        one_sided, exactly, everything = at_least(k, n), Fraction(math.comb(n, k), 2**n), n + agree
+        right = min(1, 2 * one_sided)
         z = abs(only_a - only_b) / math.sqrt(n) if n else 0.0
-        answer.expect(
-            (only_a, only_b, both),
-            right,
-            {
-                "that is the probability for one given side. Nobody knew beforehand which model would be ahead: count "
-                "both sides.": one_sided,
-                "questions that both models answer alike say nothing about which is better; leave them out of n.": (
-                    lambda: min(1.0, 2 * at_least(k + both // 2, n + both))
-                ),
-                "only exactly this result was counted; what is even more extreme belongs to it.": math.comb(n, k)
-                / 2**n,
-                "only exactly this result was counted, on both sides; what is even more extreme belongs to it.": min(
-                    1.0, 2 * math.comb(n, k) / 2**n
-                ),
-                "that is the probability that it was *not* luck; wanted is the opposite.": 1 - right,
-                "both sides overlap in the middle: a probability is at most 1.": 2 * one_sided,
-                "that is the normal approximation; with so few questions count exactly.": math.erfc(z / math.sqrt(2)),
-            },
-            tolerance=1e-6,
-        )
+        mistakes = {
+            "that is the probability for one given side. Nobody knew beforehand which model would be ahead: count "
+            "both sides.": one_sided,
+            "questions on which the models agree say nothing about which is better; leave them out of n.": (
+                min(1, 2 * at_least(k + agree // 2, everything))
+            ),
+            "questions on which the models agree say nothing about which is better; leave them out of n. ": (
+                min(1, 2 * at_least(k, everything))
+            ),
+            "only exactly this result was counted; what is even more extreme belongs to it.": exactly,
+            "only exactly this result was counted, on both sides; what is even more extreme belongs to it.": (
+                min(1, 2 * exactly)
+            ),
+            "the result itself is missing: at least as uneven begins at k, not at k + 1.": min(
+                1, 2 * at_least(k + 1, n)
+            ),
+            "the last way is missing, all n on one side: range(k, n) ends before n.": (
+                min(1, 2 * (one_sided - Fraction(1, 2**n)))
+            ),
+            "model b may be the one that is ahead: begin with the larger of both numbers, not with only_a.": (
+                min(1, 2 * at_least(only_a, n))
+            ),
+            "the models differ nowhere: a difference of 0 or more is certain, so the probability is 1.": (
+                None if n else 0
+            ),
+            "that is the probability that it was *not* luck; wanted is the opposite.": 1 - right,
+            "both sides overlap in the middle: a probability is at most 1.": 2 * one_sided,
+            "that is the normal approximation; with so few questions count exactly.": math.erfc(z / math.sqrt(2)),
+        }
+        mistakes = {message: None if result is None else float(result) for message, result in mistakes.items()}
+        answer.expect(case, float(right), mistakes, tolerance=1e-6)
 
 
 # --- 7.5 -----------------------------------------------------------------------------------------
 
 
 def check_fit_temperature(answer: Answer, fresh: Fresh) -> None:
-    for count, V, true in ((200, 3, 2.0), (400, 5, 0.5), (300, 10, fresh.between(0.3, 4.0)), (300, 4, 1.0)):
+    targets = torch.tensor([0, 0, 0, 1])
+    hot, cold, warm = ((torch.tensor([[first, 0.0]] * 4), targets) for first in (14.0, 0.1, 3.0))  # best: first / log 3
+    mixed = torch.tensor([[2.0, 0.0]] * 3 + [[6.0, 0.0]] * 3), torch.tensor([0, 0, 1, 0, 0, 0])
+    cases = [warm, mixed, cold, hot]
+    for count, V, true in ((200, 3, 2.0), (400, 5, 0.5), (300, 10, fresh.between(0.6, 4.0))):
         honest = fresh.normal(count, V, dtype=torch.float64, scale=1.5)
-        noise = fresh.probabilities(count, V, sharpness=0.0, dtype=torch.float64)
         uniform = torch.rand(count, 1, generator=fresh._generator, dtype=torch.float64)
         targets = torch.searchsorted(honest.softmax(dim=-1).cumsum(dim=-1), uniform).squeeze(1).clamp(max=V - 1)
-        logits = (honest * true + noise).float()
+        cases.append(((honest * true).float(), targets))
+    for logits, targets in cases:
+        _check_temperature(answer, logits, targets)
 
-        def loss(temperature: float) -> float:
-            return F.cross_entropy(logits.double() / temperature, targets).item()
 
-        grid = [math.exp(x / 200) for x in range(-600, 601)]
-        best = min(grid, key=loss)
-        found = plain(answer(logits, targets))
+def _check_temperature(answer: Answer, logits: Tensor, targets: Tensor) -> None:
+    def loss(temperature: float) -> float:
+        return F.cross_entropy(logits.double() / temperature, targets).item()
+
+    def given(factor: float = 1.0) -> float:
+        """The answer for logits times a factor: the best temperature is multiplied by it, too."""
+        found = answer(logits * factor, targets)
         found = found.item() if isinstance(found, Tensor) and found.numel() == 1 else found
-        details = answer.example((logits, targets), best=best, its_loss=loss(best), yours=found)
         if not isinstance(found, (int, float)) or not found > 0:
-            raise Wrong(f"a temperature is a number above 0.\n{details}")
-        details += f"\n    the loss at yours = {loss(found):.6g}"
-        if loss(found) <= loss(best) + 2e-4:
-            continue
+            details = answer.example((logits, targets), yours=found)
+            raise Wrong(f"a temperature is a number above 0. (Is it an index instead of a value?)\n{details}")
+        return found
+
+    low, high = math.log(0.05), math.log(20)
+    for _ in range(60):  # a single valley: a third without the lowest point is cut off
+        a, b = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, b) if loss(math.exp(a)) < loss(math.exp(b)) else (a, high)
+    best = math.exp((low + high) / 2)
+    found = given()
+    if loss(found) <= loss(best) + 2e-4:
+        return
+    details = answer.example((logits, targets), best=best, its_loss=loss(best), yours=found)
+    details += f"\n    the loss at yours = {loss(found):.6g}"
+    if abs(found - loss(best)) < 3e-4:
+        raise Wrong(f"that is the lowest loss; wanted is the temperature where it is reached.\n{details}")
+    if loss(1 / found) <= loss(best) + 2e-4 and abs(math.log(best)) > 0.3:
+        raise Wrong(f"the logits are *divided* by the temperature; yours is one over the best one.\n{details}")
+    if not 0.04 < found < 25:
+        raise Wrong(f"that is outside 0.05 to 20. Is it an index instead of a value?\n{details}")
+    if abs(given(2.0 if best > found else 0.5) / found - 1) < 0.01:  # the best moves farther away, the answer stays
+        if abs(given((found / best) ** 2) / found - 1) > 0.01:  # the best is on the other side
+            raise Wrong(f"your search ends at {found:.4g}; the best temperature lies beyond it.\n{details}")
         if abs(found - 1) < 1e-6:
             raise Wrong(f"that leaves the logits as they are.\n{details}")
-        if loss(1 / found) <= loss(best) + 1e-3:
-            raise Wrong(f"the logits are *divided* by the temperature; yours is one over the best one.\n{details}")
-        if found > 15 or found < 0.06:
-            accuracy = "any temperature has the same accuracy, so accuracy cannot choose it"
-            raise Wrong(f"the loss on these answers is far from its lowest point ({accuracy}).\n{details}")
-        raise Wrong(f"there is a temperature with a lower loss: search more finely, or for longer.\n{details}")
+        raise Wrong(
+            "the answer stays the same when all logits are multiplied by a number. Does it look at the loss? Any "
+            f"temperature has the same accuracy, so accuracy cannot choose it.\n{details}"
+        )
+    raise Wrong(
+        "there is a temperature with a lower loss. If you do compare the cross-entropy, and not another measure, search "
+        f"more finely, or for longer.\n{details}"
+    )
 
 
 EXERCISES = (
     Exercise(
         number="7.1",
         title="Find the bug: a number that depends on the cut",
-        minutes=8,
+        minutes=5,
         difficulty=2,
         task="""\
 A test text was read in batches. For each you have the mean loss of its tokens, in nats, and the number of its
@@ -231,13 +309,13 @@ Repair it.""",
 import math
 
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     """Perplexity of a text from the mean loss of each batch and its number of tokens (lists)."""
     mean = sum(batch_means) / len(batch_means)
     return math.exp(mean)''',
         demo="""\
-print(perplexity([1.0, 1.0, 1.0, 5.0], [1, 1, 1, 1]))
-print(perplexity([1.0, 5.0], [3, 1]))""",
+print(text_perplexity([1.0, 1.0, 1.0, 5.0], [1, 1, 1, 1]), "(right: 7.389...)")
+print(text_perplexity([1.0, 5.0], [3, 1]), "(right: 7.389...)")""",
         checker=check_perplexity,
         hints=(
             "From the mean of a batch and its number of tokens you get the sum of its losses.",
@@ -247,7 +325,7 @@ print(perplexity([1.0, 5.0], [3, 1]))""",
 import math
 
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     """Perplexity of a text from the mean loss of each batch and its number of tokens (lists)."""
     total = sum(mean * count for mean, count in zip(batch_means, counts))
     return math.exp(total / sum(counts))''',
@@ -257,20 +335,23 @@ def perplexity(batch_means, counts):
     Exercise(
         number="7.2",
         title="Another way to cut off the tail: min-p",
-        minutes=15,
+        minutes=10,
         difficulty=2,
         task="""\
 Top-k keeps a fixed number of tokens, top-p a fixed share. *Min-p* (arXiv 2407.01082) adapts in another way: it keeps
-the tokens whose probability is at least `p` times that of the likeliest one in the row, and makes what is left sum
-to 1. Where the model is sure, little is left; where it hesitates, much. Write it for `(..., V)` probabilities.""",
+the tokens whose probability is at least `least` times that of the likeliest one in the row (`least` is a factor, from
+0 to 1), sets the others to 0, and makes what is left sum to 1. Where the model is sure, little is left; where it
+hesitates, much. Write it for probabilities `(..., V)`; a single row `(V,)` is allowed, too.""",
         stub='''\
 import torch
 
 
-def min_p(probabilities, p):
-    """Keep what is at least p times as likely as the likeliest: (..., V) to (..., V), rows sum to 1."""
+def min_p(probabilities, least):
+    """Keep what is at least `least` times as likely as the likeliest: (..., V) to (..., V), rows sum to 1."""
     ...''',
-        demo="print(min_p(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]), 0.5))",
+        demo="""\
+print(min_p(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]), 0.5))
+print("(right: [[0.6667, 0.3333, 0], [0.4, 0.3, 0.3]])")""",
         checker=check_min_p,
         hints=(
             "`probabilities.amax(dim=-1, keepdim=True)` is the largest of each row, with an axis to compare along.",
@@ -280,9 +361,9 @@ def min_p(probabilities, p):
 import torch
 
 
-def min_p(probabilities, p):
-    """Keep what is at least p times as likely as the likeliest: (..., V) to (..., V), rows sum to 1."""
-    limit = p * probabilities.amax(dim=-1, keepdim=True)
+def min_p(probabilities, least):
+    """Keep what is at least `least` times as likely as the likeliest: (..., V) to (..., V), rows sum to 1."""
+    limit = least * probabilities.amax(dim=-1, keepdim=True)
     kept = probabilities.masked_fill(probabilities < limit, 0.0)
     return kept / kept.sum(dim=-1, keepdim=True)''',
         praise="At high temperatures min-p keeps answers sensible for longer than top-p does, the paper claims; you "
@@ -294,14 +375,16 @@ def min_p(probabilities, p):
         minutes=15,
         difficulty=2,
         task="""\
-BLEU's first ingredient: of the n-grams of the candidate, how many does the reference have? Return both numbers, the
-matches and the total. A gram counts at most as often as the reference has it, or `the the the` would be an excellent
+BLEU's first ingredient: of the n-grams of the candidate (n words in a row), how many does the reference have? Return
+both numbers, the matches and the total, which is 0 for a candidate of fewer than n words. A gram counts at most as often as the reference has it, or `the the the` would be an excellent
 translation of almost anything. Predict by hand: candidate `the the the`, reference `the cat the`, n = 1.""",
         stub='''\
 def clipped_matches(candidate, reference, n):
     """Matching and all n-grams of the candidate: lists of words to a tuple of two integers."""
     ...''',
-        demo='print(clipped_matches(["the", "the", "the"], ["the", "cat", "the"], 1))',
+        demo="""\
+print(clipped_matches(["the", "the", "the"], ["the", "cat", "the"], 1))
+print(clipped_matches(["the", "cat", "the", "cat"], ["the", "cat", "sat"], 2), "(right: (1, 3))")""",
         checker=check_clipped_precision,
         hints=(
             "`Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))` counts the grams.",
@@ -326,18 +409,21 @@ def clipped_matches(candidate, reference, n):
         minutes=20,
         difficulty=3,
         task="""\
-Two models took the same exam. `only_a` questions were answered rightly by model a alone, `only_b` by b alone, `both`
-by both or by neither. Suppose the models are equally good: then each question on which they differ falls to either
+Two models took the same exam. `only_a` questions were answered rightly by model a alone, `only_b` by b alone; on
+`agree` questions both were right or both wrong. Suppose the models are equally good: then each question on which they differ falls to either
 side like a coin. How probable is it, by chance alone, that the two numbers differ **at least as much** as they do,
-to whichever side? Compute it exactly (`math.comb`). Predict first: 5 against 1, is that convincing?""",
+to whichever side? Compute it exactly: `math.comb(n, i)` counts the ways in which i of n coins show heads, and each
+way has probability 1 / 2**n. Predict first: 5 against 1, is that convincing?""",
         stub='''\
 import math
 
 
-def by_luck(only_a, only_b, both):
-    """Probability of a result at least as uneven if both models are equally good; at most 1."""
+def by_luck(only_a, only_b, agree):
+    """Probability (a number) of a result at least as uneven if both models are equally good; at most 1."""
     ...''',
-        demo="print(by_luck(5, 1, 94), by_luck(50, 10, 40))",
+        demo="""\
+print(by_luck(5, 1, 94))
+print(by_luck(50, 10, 40), "(right: 1.6e-07)")""",
         checker=check_luck,
         hints=(
             "Questions on which they agree are no coin throws. So n = only_a + only_b; which k is at least as uneven?",
@@ -348,8 +434,8 @@ def by_luck(only_a, only_b, both):
 import math
 
 
-def by_luck(only_a, only_b, both):
-    """Probability of a result at least as uneven if both models are equally good; at most 1."""
+def by_luck(only_a, only_b, agree):
+    """Probability (a number) of a result at least as uneven if both models are equally good; at most 1."""
     n, k = only_a + only_b, max(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n)''',
         praise="Compared question by question, much smaller differences can be seen than by laying two intervals side "
@@ -358,14 +444,14 @@ def by_luck(only_a, only_b, both):
     Exercise(
         number="7.5",
         title="Project: teach a model to doubt",
-        minutes=35,
-        difficulty=4,
+        minutes=20,
+        difficulty=3,
         task="""\
 A model may be right often and still be too sure, or not sure enough. The simplest cure (arXiv 1706.04599) is a
 single number: divide all logits by a temperature, chosen so that the loss on held-out answers is lowest. The ranking
-of the tokens, and so the accuracy, does not change at all. Find that temperature, between 0.05 and 20, for
-`(N, V)` logits and `(N,)` right ids. Any method will do, as long as the loss comes within 0.0002 nats of the
-lowest.""",
+of the answers, and so the accuracy, does not change at all. Find that temperature, anywhere between 0.05 and 20, for
+logits `(N, V)` and right ids `(N,)`. Any method will do, as long as the loss (the mean cross-entropy) comes within
+0.0002 nats of the lowest. The cell shows the loss and the mean confidence, before and after.""",
         stub='''\
 import torch
 from torch.nn import functional as F
@@ -376,9 +462,15 @@ def fit_temperature(logits, targets):
     ...''',
         demo="""\
 generator = torch.Generator().manual_seed(0)
-targets = torch.randint(3, (200,), generator=generator)
-logits = 6 * torch.randn(200, 3, generator=generator) + 3 * F.one_hot(targets, 3)  # much too sure
-print(fit_temperature(logits, targets))""",
+right_ids = torch.randint(3, (200,), generator=generator)
+too_sure = 6 * torch.randn(200, 3, generator=generator) + 6 * F.one_hot(right_ids, 3)
+print(f"right: {(too_sure.argmax(-1) == right_ids).float().mean():.3f} of the answers, at any temperature")
+for fitted in (1.0, fit_temperature(too_sure, right_ids)):
+    if fitted is not None:
+        divided = too_sure / fitted
+        lost, confidence = F.cross_entropy(divided, right_ids), divided.softmax(-1).amax(-1).mean()
+        print(f"temperature {fitted:.3f}: loss {lost:.3f}, mean confidence {confidence:.3f}")
+print("(right: after it a loss of 0.821, and a confidence near the share of right answers)")""",
         checker=check_fit_temperature,
         seconds=30.0,
         hints=(

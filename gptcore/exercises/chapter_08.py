@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
 
 # --- 8.1 -----------------------------------------------------------------------------------------
 
@@ -31,12 +31,20 @@ def _targets(ids: list[int], fault: str = "") -> list[int]:
         elif token == END:
             wanted = answering and fault != "end"
             answering = False
-        if fault == "first" and turn > 1 or fault == "all" and token == START:
+        if fault == "first" and turn > 1:
             wanted = False
         if fault == "question":
             wanted = not wanted
-        if fault == "forever" and turn >= 1 and token != ASSISTANT:
+        if (
+            fault == "forever"
+            and turn >= 1
+            and token != ASSISTANT
+            or fault == "never off"
+            and turn > (token == ASSISTANT)
+        ):
             wanted = True
+        if fault in ("words", "words and end"):
+            wanted = token > END or (fault == "words and end" and token == END)
         targets.append(token if wanted else IGNORED)
     if fault == "shifted":
         targets = targets[1:] + [IGNORED]
@@ -44,9 +52,11 @@ def _targets(ids: list[int], fault: str = "") -> list[int]:
         targets = [0 if target == IGNORED else target for target in targets]
     if fault == "everything":
         targets = list(ids)
+    last = max(i for i, token in enumerate(ids) if token == ASSISTANT)
     if fault == "last":
-        last = max(i for i, token in enumerate(ids) if token == ASSISTANT)
         targets = [IGNORED] * last + targets[last:]
+    if fault == "cut" and END not in ids[last:]:
+        targets = targets[:last] + [IGNORED] * (len(ids) - last)
     return targets
 
 
@@ -57,7 +67,13 @@ def check_answer_targets(answer: Answer, fresh: Fresh) -> None:
         "first": "only the first answer is trained; the later ones are the assistant's words, too.",
         "last": "only the last answer is trained; the earlier ones are the assistant's words, too.",
         "question": "it is the other way round: the question is trained, and the answer is not.",
-        "forever": "after the first answer everything is trained, the user's next question included.",
+        "forever": "after the first answer everything is trained, the user's next question included: the end token "
+        "ends an answer. ",
+        "never off": "after the first answer everything is trained, the user's next question included: the end token "
+        "ends an answer.",
+        "words": "all words are trained, the user's, too; the loss should count only what the assistant says.",
+        "words and end": "all words are trained, the user's, too; the loss should count only what the assistant says. ",
+        "cut": "the last answer is cut off, without an end token; what there is of it is trained all the same.",
         "shifted": "the targets are shifted by one. Here each position gets its own token; shifting is left to who cuts "
         "the batches, and twice would be wrong.",
         "zeros": "a position that is not trained gets the number `IGNORED`, -100, which the loss passes over; 0 is a "
@@ -70,10 +86,15 @@ def check_answer_targets(answer: Answer, fresh: Fresh) -> None:
         [START, USER, 10, ASSISTANT, 20, END, USER, 11, ASSISTANT, 21, END],
         [START, USER, 10, ASSISTANT, END],
         [START, USER, 10, ASSISTANT, 20],
+        [START, USER, 10, ASSISTANT, 20, END, USER, 11, ASSISTANT, 21],
         _conversation(fresh, 2, 5),
         _conversation(fresh, 4, 8),
     ]
     for ids in cases:
+        found = answer(ids)
+        if isinstance(found, (list, tuple)) and any(isinstance(target, bool) for target in found):
+            details = answer.example((ids,), expected=_targets(ids), yours=found)
+            raise Wrong(f"ids are wanted, or `IGNORED`, not True and False.\n{details}")
         answer.expect(
             (ids,), _targets(ids), {text: lambda fault=fault: _targets(ids, fault) for fault, text in mistakes.items()}
         )
@@ -84,7 +105,7 @@ def check_answer_targets(answer: Answer, fresh: Fresh) -> None:
 
 def _padded(rows: list[list[int]], targets: list[list[int]], end: int, fault: str = "") -> tuple[Tensor, Tensor]:
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), end)
+    ids = torch.full((len(rows), width), {"padded with 0": 0, "padded with -100": IGNORED}.get(fault, end))
     wanted = torch.full((len(rows), width), end if fault == "trained" else IGNORED)
     for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
         place = slice(width - len(row), None) if fault == "left" else slice(0, len(row))
@@ -92,9 +113,16 @@ def _padded(rows: list[list[int]], targets: list[list[int]], end: int, fault: st
         wanted[i, place] = torch.tensor(target)
     if fault == "stub":
         wanted[ids == end] = IGNORED
-    if fault == "last":
-        for i, row in enumerate(rows):
+    for i, row in enumerate(rows):
+        ends = [t for t, token in enumerate(row) if token == end]
+        if fault == "last":
             wanted[i, len(row) - 1 :] = IGNORED
+        elif fault == "after the first":
+            wanted[i, ends[0] + 1 :] = IGNORED
+        elif fault == "first end":
+            wanted[i, ends[1:]] = IGNORED
+        elif fault == "last end":
+            wanted[i, ends[:-1]] = IGNORED
     return ids, wanted
 
 
@@ -105,8 +133,17 @@ def check_pad_batch(answer: Answer, fresh: Fresh) -> None:
         "trained": "the padding is trained: in short rows the model learns to say the end token again and again.",
         "left": "the padding stands on the left; here it belongs to the right.",
         "last": "the last real token of each row is masked; it is the end token that the model must learn.",
+        "after the first": "a row may hold several answers: each of their end tokens is trained.",
+        "first end": "a row may hold several answers: each of their end tokens is trained. ",
+        "last end": "a row may hold several answers: each of their end tokens is trained.  ",
+        "padded with 0": "the padding of the ids is 0; pad them with `end`, as the docstring says.",
+        "padded with -100": "the padding of the ids is -100; pad them with `end`, as the docstring says. -100 is for targets.",
     }
-    cases = [([[5, 3]], [[IGNORED, 3]]), ([[5, 6, 3], [7, 3]], [[IGNORED, 6, 3], [7, 3]])]
+    cases = [
+        ([[5, 3]], [[IGNORED, 3]]),
+        ([[5, 6, 3], [7, 3]], [[IGNORED, 6, 3], [7, 3]]),
+        ([[5, 3, 6, 3], [7, 3]], [[5, 3, 6, 3], [7, 3]]),
+    ]
     for size in (3, 6):
         rows, targets = [], []
         for _ in range(size):
@@ -126,31 +163,46 @@ def check_pad_batch(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_text_mask(answer: Answer, fresh: Fresh) -> None:
-    cases = [[0, 5], [0, 5, 0, 6], [0, 5, 6, 0, 7, 8], [5, 6, 0, 7], [0, 0, 5]]
-    for length in (10, 30):
-        cases.append([0 if fresh.random.random() < 0.25 else fresh.integer(1, 50) for _ in range(length)])
-    for ids in cases:
-        tokens = torch.tensor(ids)
-        T = len(ids)
-        text = (tokens == 0).cumsum(0)
-        before = text - (tokens == 0).long()
-        causal = torch.ones(T, T, dtype=torch.bool).tril()
-        same = text[:, None] == text
+    cases = [
+        ([0, 5], 0),
+        ([0, 5, 0, 6], 0),
+        ([9, 0, 9, 5], 9),
+        ([0, 5, 6, 0, 7, 8], 0),
+        ([5, 6, 0, 7], 0),
+        ([0, 0, 5], 0),
+    ]
+    for length, separator in ((10, fresh.integer(1, 50)), (30, 0)):
+        row = [separator if fresh.random.random() < 0.25 else fresh.integer(0, 50) for _ in range(length)]
+        cases.append((row, separator))
+    for ids, separator in cases:
+        tokens, T = torch.tensor(ids), len(ids)
+        begins = tokens == separator
+        causal, diagonal = torch.ones(T, T, dtype=torch.bool).tril(), torch.eye(T, dtype=torch.bool)
+
+        def of_one_text(begins: Tensor = begins, before: bool = False) -> Tensor:
+            text = begins.cumsum(0) - begins.long() * before
+            return text[:, None] == text
+
+        same = of_one_text()
+        right = same & causal
+        cut_off = "the separators are cut off from the rest: the first token of a text is part of it."
         answer.expect(
-            (tokens, 0),
-            same & causal,
+            (tokens, separator),
+            right,
             {
                 "that is the causal mask: a text still looks back into the texts before it.": causal,
+                "the separator is the argument `separator`, not always 0.": of_one_text(tokens == 0) & causal,
                 "within a text the future is visible: each token may look at itself and at what comes before.": same,
-                "the separator begins a text; yours belongs to the one before it.": (before[:, None] == before)
-                & causal,
-                "True must stand where looking is allowed; yours is the opposite.": ~(same & causal),
-                "the separators are cut off from the rest: the first token of a text is part of it.": lambda: (
-                    same & causal & ((tokens != 0) | torch.eye(T, dtype=torch.bool))
-                ),
-                "rows are queries: yours look ahead and not back.": (same & causal).T,
-                "the pattern is right, but the mask must be of dtype bool, not numbers.": (same & causal).float(),
-                "the pattern is right, but the mask must be of dtype bool, not whole numbers.": (same & causal).long(),
+                "the separator begins a text; yours belongs to the one before it.": of_one_text(before=True) & causal,
+                "True must stand where looking is allowed; yours is the opposite.": ~right,
+                cut_off: right & (~begins | diagonal),
+                f"{cut_off} ": right & ~begins,
+                f"{cut_off}  ": right & ~begins & ~begins[:, None],
+                "each token may look at itself, too: the diagonal is True.": right & ~diagonal,
+                "what stands before the first separator is a text, too.": right & (begins.cumsum(0) > 0)[:, None],
+                "rows are queries: yours look ahead and not back.": right.T,
+                "the pattern is right, but the mask must be of dtype bool, not numbers.": right.float(),
+                "the pattern is right, but the mask must be of dtype bool, not whole numbers.": right.long(),
             },
         )
 
@@ -159,43 +211,41 @@ def check_text_mask(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_merge_lora(answer: Answer, fresh: Fresh) -> None:
-    cases = [(1, 1, 1), (2, 3, 1), (3, 2, 2), (4, 4, 2), (fresh.integer(5, 12), fresh.integer(5, 12), 3)]
-    for n, m, rank in cases:
-        for dtype in (torch.float32, torch.float64):
-            weight, down, up = (fresh.normal(*shape, dtype=dtype) for shape in ((n, m), (rank, m), (n, rank)))
-            alpha = float(fresh.integer(3, 32))
-            change = up @ down
-            answer.expect(
-                (weight, down, up, alpha),
-                weight + alpha / rank * change,
-                {
-                    "the factor is missing: the change is multiplied by alpha / rank.": weight + change,
-                    "the factor is alpha / rank: with alpha alone a higher rank would take larger steps.": weight
-                    + alpha * change,
-                    "the factor is alpha / rank; yours multiplies by the rank.": weight + alpha * rank * change,
-                    "that is the change; the weight that was there before is missing.": alpha / rank * change,
-                    "the change is divided by alpha instead of multiplied.": weight + rank / alpha * change,
-                    "the change was subtracted.": weight - alpha / rank * change,
-                    "up and down are multiplied in the wrong order or turned: (n, rank) @ (rank, m) gives (n, m).": (
-                        lambda: (
-                            weight + alpha / rank * (down.T @ up.T).T.reshape(m, n).T
-                            if n == m
-                            else weight + alpha / rank * (down.T @ up.T).reshape(n, m)
-                        )
-                    ),
-                    "the product is turned: the change has the shape of the weight only if it is square.": lambda: (
-                        weight + alpha / rank * (down.T @ up.T)
-                    ),
-                },
-            )
+    cases = [(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[3.0]]), 4.0)]
+    sizes = ((2, 3, 1, 3), (3, 2, 2, 3), (4, 4, 2, 1), (fresh.integer(5, 12), fresh.integer(5, 12), 3, 16))
+    for n, m, rank, alpha in sizes:
+        cases.append((*(fresh.normal(*shape) for shape in ((n, m), (rank, m), (n, rank))), float(alpha)))
+    for weight, down, up, alpha in cases:
+        (n, rank), m = up.shape, down.shape[1]
+        change = up @ down
+        wrong_axis = "the rank is the number of rows of `down`, and of columns of `up`; you divide by another length."
+        answer.expect(
+            (weight, down, up, alpha),
+            weight + alpha / rank * change,
+            {
+                "the factor is missing: the change is multiplied by alpha / rank.": weight + change,
+                "the factor is alpha / rank: with alpha alone a higher rank would take larger steps.": weight
+                + alpha * change,
+                "the factor is alpha / rank; yours multiplies by the rank.": weight + alpha * rank * change,
+                wrong_axis: weight + alpha / m * change,
+                f"{wrong_axis} ": weight + alpha / n * change,
+                "the factor is alpha / rank; `//` drops what stands behind the point.": weight + alpha // rank * change,
+                "that is the change; the weight that was there before is missing.": alpha / rank * change,
+                "the change is divided by alpha instead of multiplied.": weight + rank / alpha * change,
+                "the change was subtracted.": weight - alpha / rank * change,
+                "the change is turned: (n, rank) @ (rank, m) gives (n, m), the shape of the weight.": lambda: (
+                    weight + alpha / rank * change.T
+                ),
+            },
+        )
 
 
 EXERCISES = (
     Exercise(
         number="8.1",
         title="Which tokens are trained?",
-        minutes=20,
-        difficulty=3,
+        minutes=12,
+        difficulty=2,
         task="""\
 A conversation in ids: 0 begins the text, 1 is the user's mark, 2 the assistant's, 3 the end token after each
 answer; larger numbers are words. Give the target of each position: the id itself where the assistant speaks, its end
@@ -236,7 +286,7 @@ def answer_targets(ids):
     Exercise(
         number="8.2",
         title="Find the bug: a model that never stops",
-        minutes=12,
+        minutes=6,
         difficulty=2,
         task="""\
 Conversations of different lengths are put into one batch. For padding, the end token 3 was used; that is common,
@@ -259,10 +309,13 @@ def pad_batch(rows, targets, end):
     wanted[ids == end] = IGNORED  # do not train the padding
     return ids, wanted''',
         demo="""\
-rows = [[0, 1, 10, 2, 20, 21, 3], [0, 1, 11, 2, 3]]
-ids, wanted = pad_batch(rows, [[IGNORED] * 4 + [20, 21, 3], [IGNORED] * 4 + [3]], 3)
-print(wanted)
-print("end tokens trained:", (wanted == 3).sum().item())""",
+padded, wanted = pad_batch(
+    [[0, 1, 10, 2, 20, 21, 3], [0, 1, 11, 2, 3]],
+    [[IGNORED] * 4 + [20, 21, 3], [IGNORED] * 4 + [3]],
+    end=3,
+)
+print(padded, wanted, sep="\\n")
+print("end tokens trained:", (wanted == 3).sum().item(), "(right: 2)")""",
         checker=check_pad_batch,
         hints=(
             "Which positions does `ids == end` find? Are all of them padding?",
@@ -295,7 +348,8 @@ def pad_batch(rows, targets, end):
 To waste no room on padding, texts are packed into one row, each begun by a separator. Without further care the second
 text can look back into the first, which has nothing to do with it. Write the mask `(T, T)`, bool, True where the
 query (row) may look at the key: at itself and before, within its own text. The separator is the first token of the
-text that it begins; what stands before the first separator is a text, too.""",
+text that it begins; what stands before the first separator is a text, too. `ids` `(T,)` are integers, and `separator`
+is the id that begins a text: any id, not always 0.""",
         stub='''\
 import torch
 
@@ -303,7 +357,9 @@ import torch
 def own_text_mask(ids, separator):
     """Who may look at whom in a row of packed texts: ids (T,) to (T, T) bool."""
     ...''',
-        demo="print(own_text_mask(torch.tensor([0, 5, 6, 0, 7]), 0))",
+        demo="""\
+print(own_text_mask(torch.tensor([0, 5, 6, 0, 7]), 0))
+print(own_text_mask(torch.tensor([9, 0, 9, 5]), 9))  # here 9 begins a text, and 0 is a token like any other""",
         checker=check_text_mask,
         hints=(
             "Give each position the number of its text. How can a running sum make these numbers?",
@@ -339,6 +395,15 @@ import torch
 def merge_lora(weight, down, up, alpha):
     """The weight (n, m) with the change of down (rank, m) and up (n, rank) put into it."""
     ...''',
+        demo="""\
+generator = torch.Generator().manual_seed(0)
+shapes = (3, 4), (2, 4), (3, 2), (4,)  # of the weight, down, up and x: n = 3, m = 4, rank = 2
+some_weight, some_down, some_up, some_x = (torch.randn(shape, generator=generator) for shape in shapes)
+merged = merge_lora(some_weight, some_down, some_up, 16)
+if merged is not None:
+    print(merged @ some_x)
+    print(some_weight @ some_x + 16 / 2 * some_up @ (some_down @ some_x), "(right: twice the same)")
+    print("share of the numbers:", 2 * 4 * 768 / 768**2)""",
         checker=check_merge_lora,
         hints=(
             "Matrix products may be bracketed as one likes: up @ (down @ x) = (up @ down) @ x.",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptcore import ppo
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, from_gptcore
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, close, from_gptcore
 
 # --- 10.1: the fourth of the six mistakes --------------------------------------------------------
 
@@ -28,9 +28,9 @@ def _loss(
         logarithms = logits
     new = logarithms.gather(1, actions[:, None]).squeeze(1)
     advantages = rewards if fault == "baseline" else rewards - rewards.mean()
-    if fault == "reinforce":
-        return -(new * advantages).mean()
     ratio = (old - new).exp() if fault == "upside down" else (new - old).exp()
+    if fault == "no exp":
+        ratio = new - old
     clipped = ratio.clamp(1 - clip, 1 + clip)
     if fault == "unclipped":
         gain = ratio * advantages
@@ -38,6 +38,11 @@ def _loss(
         gain = clipped * advantages
     elif fault == "larger":
         gain = torch.maximum(ratio * advantages, clipped * advantages)
+    elif fault.startswith("product"):
+        gain = (ratio * advantages).clamp(1 - clip, 1 + clip)
+        gain = torch.minimum(ratio * advantages, gain) if fault == "product, smaller" else gain
+    elif fault.startswith("reinforce"):
+        gain = new * advantages
     else:
         gain = torch.minimum(ratio * advantages, clipped * advantages)
     difference = reference - new
@@ -50,7 +55,9 @@ def _loss(
         return (gain + beta * kl).mean()
     if fault == "bonus":
         return (-gain - beta * kl).mean()
-    if fault == "kl":
+    if fault == "detached kl":
+        kl = kl.detach()
+    if fault in ("kl", "reinforce"):
         return -gain.mean()
     if fault == "sum":
         return (-gain + beta * kl).sum()
@@ -59,16 +66,21 @@ def _loss(
 
 def check_ppo_loss(answer: Answer, fresh: Fresh) -> None:
     mistakes = {
-        "vocabulary": "the reward is given to *every* token of the vocabulary, also to those that were not chosen: reward "
-        "and blame cancel, and no answer is learned. Only the sampled action's probability may be pushed.",
+        "vocabulary": "the reward is given to *every* token of the vocabulary, also to those that were not chosen: praise "
+        "for all at once only flattens the policy. Only the sampled action's probability may be pushed.",
         "baseline": "there is no baseline: with rewards that are all positive, everything that was tried becomes more "
         "probable, also what was worse than average. Subtract the mean reward of the batch.",
         "reinforce": "that is REINFORCE with a baseline. A rollout that is used more than once needs the ratio of new to "
         "old probability, the clip and the KL penalty.",
+        "reinforce and kl": "log-probability times advantage is REINFORCE. A rollout that is used more than once needs "
+        "the ratio of new to old probability and its clip instead.",
+        "no exp": "new - old is the logarithm of the ratio, for these are logarithms: ratio = exp(new - old).",
         "unclipped": "the ratio is not clipped: a step may run away as far as it likes.",
         "only clipped": "take the *smaller* of the clipped and the unclipped gain: a step that went the wrong way must "
         "still be pushed back.",
         "larger": "of the clipped and the unclipped gain the *smaller* one counts; the larger one rewards running away.",
+        "product": "the product was clipped; clip the ratio alone, then multiply by the advantage.",
+        "product, smaller": "the product was clipped; clip the ratio alone, then multiply by the advantage. ",
         "kl": "the KL penalty is missing: nothing keeps the policy near the reference.",
         "k1": "the estimator k3, exp(d) - 1 - d, is wanted, which is never negative; yours is the plain difference.",
         "turned": "in the KL estimate d = log p_ref - log p; yours has the opposite sign.",
@@ -79,76 +91,116 @@ def check_ppo_loss(answer: Answer, fresh: Fresh) -> None:
         "logits": "logits are no log-probabilities: `log_softmax` first.",
         "sum": "the mean over the samples is wanted, not the sum.",
     }
-    cases = [(2, 2, 0.2, 0.0), (2, 2, 0.2, 0.5), (3, 3, 0.1, 0.1), (fresh.integer(6, 20), 8, 0.2, 0.3)]
-    for N, V, clip, beta in cases:
+
+    def case(N: int, V: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Logits, old and reference log-probabilities, actions and rewards."""
+        if N == 2:  # ratios 2 and 1, advantages 0.5 and -0.5
+            old, reference = torch.tensor([[0.25, 0.5], [0.5, 0.5]], dtype=dtype).log()
+            return (
+                torch.zeros(2, 2, dtype=dtype),
+                old,
+                reference,
+                torch.tensor([0, 1]),
+                torch.tensor([1.0, 0.0]).to(dtype),
+            )
+        if N == 4:  # ratios 0.625, 0.625, 2 and 2, advantages of both signs with either
+            old, reference = torch.tensor([[0.8, 0.8, 0.25, 0.25], [0.8, 0.3, 0.7, 0.2]], dtype=dtype).log()
+            rewards = torch.tensor([4.0, 0.0, 3.0, 1.0], dtype=dtype)
+            return torch.zeros(4, 2, dtype=dtype), old, reference, torch.tensor([0, 1, 1, 0]), rewards
+        actions = fresh.integers(0, V, N)
+        logits = fresh.normal(N, V, dtype=dtype, scale=1.5)
+        new = logits.log_softmax(dim=-1).gather(1, actions[:, None]).squeeze(1)
+        old, reference = ((new + fresh.normal(N, dtype=dtype, scale=0.6)).clamp(max=-0.01) for _ in range(2))
+        return logits, old, reference, actions, fresh.normal(N, dtype=dtype) + 2
+
+    for N, V, clip, beta in ((2, 2, 0.2, 0.0), (4, 2, 0.2, 0.5), (3, 3, 0.1, 0.1), (fresh.integer(6, 20), 8, 0.2, 0.3)):
         for dtype in (torch.float64, torch.float32):
-            logits = fresh.normal(N, V, dtype=dtype, scale=1.5)
-            actions = fresh.integers(0, V, N)
-            new = logits.log_softmax(dim=-1).gather(1, actions[:, None]).squeeze(1)
-            old, reference = (new + fresh.normal(N, dtype=dtype, scale=0.6) for _ in range(2))
-            rewards = fresh.normal(N, dtype=dtype) + 2
-            arguments = (logits, old, reference, actions, rewards, clip, beta)
-            for gradient in (None, 0):  # the loss, and the gradient that it gives the logits
+            arguments = (*case(N, V, dtype), clip, beta)
+            right = _loss(*arguments)
+            found = answer.expect(
+                arguments,
+                right,
+                {text: lambda fault=fault: _loss(*arguments, fault) for fault, text in mistakes.items()},
+            )
+            if not close(found, right):
+                continue
 
-                def result(fault: str = "") -> Tensor:
-                    if gradient is None:
-                        return _loss(*arguments, fault)
-                    x = logits.clone().requires_grad_(True)
-                    (found,) = torch.autograd.grad(_loss(x, *arguments[1:], fault), x)
-                    return found
+            def gradient(fault: str = "") -> Tensor:
+                logits = arguments[0].clone().requires_grad_(True)
+                return torch.autograd.grad(_loss(logits, *arguments[1:], fault), logits)[0]
 
-                texts = {text: lambda fault=fault: result(fault) for fault, text in mistakes.items()}
-                if gradient == 0:
-                    texts["no gradient reaches the logits: is there a `detach` or a `no_grad` too many?"] = (
-                        torch.zeros_like(logits)
-                    )
-                answer.expect(arguments, result(), texts, gradient=gradient)
+            answer.expect(
+                arguments,
+                gradient(),
+                {
+                    "no gradient reaches the logits: is there a `detach` or a `no_grad` too many? Below is the gradient "
+                    "of the loss with respect to them.": torch.zeros_like(arguments[0]),
+                    "the KL has no gradient: is there a `detach` or a `no_grad` too many? Below is the gradient of the "
+                    "loss with respect to the logits.": lambda: gradient("detached kl"),
+                    "the loss is right, but its gradient with respect to the logits, below, is not.": lambda: answer(
+                        *arguments, gradient=0
+                    ),
+                },
+                gradient=0,
+            )
 
 
 # --- 10.2 ----------------------------------------------------------------------------------------
 
 
 def check_still_pushed(answer: Answer, fresh: Fresh) -> None:
-    for size in (1, 2, 4, 30):
-        for clip in (0.2, fresh.between(0.05, 0.4)):
-            ratio = (1 + fresh.normal(size, scale=0.5)).abs().clamp(0.05, 3.0)
-            if size == 4:
-                ratio = torch.tensor([0.5, 0.5, 2.0, 2.0])
-            advantage = fresh.normal(size)
-            if size == 4:
-                advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
-            near = ((ratio - 1).abs() - clip).abs() < 1e-3
-            ratio = torch.where(near, torch.ones_like(ratio), ratio)
-            advantage[advantage == 0] = 0.5
-            inside = (ratio - 1).abs() < clip
-            right = torch.where(advantage > 0, ratio < 1 + clip, ratio > 1 - clip)
-            answer.expect(
-                (ratio, advantage, clip),
-                right,
-                {
-                    "the sign of the advantage decides, too: a ratio that has gone the *wrong* way is still pushed back, "
-                    "however far it went.": inside,
-                    "it is the other way round for bad actions: with a negative advantage the ratio is pushed down until "
-                    "1 - clip.": ratio < 1 + clip,
-                    "it is the other way round for good actions: with a positive advantage the ratio is pushed up until "
-                    "1 + clip.": ratio > 1 - clip,
-                    "that is where the clip stops the push; wanted is where it goes on.": ~right,
-                    "good and bad actions have changed places.": torch.where(
-                        advantage > 0, ratio > 1 - clip, ratio < 1 + clip
-                    ),
-                    "the pattern is right, but True and False are wanted, dtype bool.": right.float(),
-                    "only good actions were looked at; bad ones are pushed down.": (advantage > 0) & right,
-                },
-            )
+    cases = [([r], [a], 0.2) for r, a in ((1.5, 1.0), (0.5, 1.0), (1.5, -1.0), (0.5, -1.0), (1.0, 1.0), (1.0, -1.0))]
+    cases += [([1.1], [1.0], 0.05), ([0.9], [-1.0], 0.05), ([1.3], [1.0], 0.5), ([0.7], [-1.0], 0.5)]
+    cases.append(([0.5, 0.5, 2.0, 2.0], [1.0, -1.0, 1.0, -1.0], 0.2))
+    for clip in (0.2, fresh.between(0.05, 0.4)):
+        ratio = (1 + fresh.normal(30, scale=0.5)).abs().clamp(0.05, 3.0)
+        ratio[((ratio - 1).abs() - clip).abs() < 1e-3] = 1.0  # none on an edge
+        advantage = fresh.normal(30)
+        advantage[advantage == 0] = 0.5
+        cases.append((ratio.tolist(), advantage.tolist(), clip))
+    for ratios, advantages, clip in cases:
+        ratio, advantage = torch.tensor(ratios), torch.tensor(advantages)
+
+        def pushed(clip: float, ratio: Tensor = ratio, advantage: Tensor = advantage) -> Tensor:
+            return torch.where(advantage > 0, ratio < 1 + clip, ratio > 1 - clip)
+
+        right = pushed(clip)
+        answer.expect(
+            (ratio, advantage, clip),
+            right,
+            {
+                "the sign of the advantage decides, too: a ratio that has gone the *wrong* way is still pushed back, "
+                "however far it went.": (ratio - 1).abs() < clip,
+                "it is the other way round for bad actions: with a negative advantage the ratio is pushed down until "
+                "1 - clip.": ratio < 1 + clip,
+                "it is the other way round for good actions: with a positive advantage the ratio is pushed up until "
+                "1 + clip.": ratio > 1 - clip,
+                "that is where the clip stops the push; wanted is where it goes on.": ~right,
+                "good and bad actions have changed places.": torch.where(
+                    advantage > 0, ratio > 1 - clip, ratio < 1 + clip
+                ),
+                "the pattern is right, but True and False are wanted, dtype bool.": right.float(),
+                "only good actions were looked at; bad ones are pushed down.": (advantage > 0) & right,
+                "your edge does not depend on `clip`: 0.2 is only the usual one.": pushed(0.2),
+                "inside the range, from 1 - clip to 1 + clip, both gains are equal, and the gradient is there.": (
+                    torch.where(advantage > 0, ratio < 1 - clip, ratio > 1 + clip)
+                ),
+            },
+        )
 
 
 # --- 10.3 ----------------------------------------------------------------------------------------
 
 
-def check_exact_kl(answer: Answer, fresh: Fresh) -> None:
-    for shape in ((2,), (1, 3), (2, 4), (3, 2, fresh.integer(5, 40))):
+def check_whole_kl(answer: Answer, fresh: Fresh) -> None:
+    cases: list[tuple[int, ...] | tuple[list[float], list[float]]] = [([3.0, 0.0], [0.0, 0.0]), (1, 3), (2, 4)]
+    cases += [([200.0, 0.0], [0.0, 0.0]), ([0.0, 0.0], [200.0, 0.0]), (3, 2, fresh.integer(5, 40))]
+    for case in cases:
         for dtype in (torch.float32, torch.float64):
-            policy, reference = (fresh.normal(*shape, dtype=dtype, scale=1.5) for _ in range(2))
+            if isinstance(case[0], list):
+                policy, reference = (torch.tensor(logits, dtype=dtype) for logits in case)
+            else:
+                policy, reference = (fresh.normal(*case, dtype=dtype, scale=1.5) for _ in range(2))
             p, q = policy.log_softmax(dim=-1), reference.log_softmax(dim=-1)
             right = (p.exp() * (p - q)).sum(dim=-1)
             answer.expect(
@@ -169,8 +221,19 @@ def check_exact_kl(answer: Answer, fresh: Fresh) -> None:
                     ).mean(dim=-1),
                     "the differences were not weighed by the policy's probabilities.": (p - q).sum(dim=-1),
                     "the sign: a KL is never negative.": -right,
+                    "that is the estimator k3, summed over the vocabulary; it is for sampled tokens. Here the "
+                    "probabilities are known: weigh log p - log q by them.": ((q - p).exp() - 1 - (q - p)).sum(dim=-1),
+                    "the logarithm of a softmax breaks for large logits, where a probability is rounded to 0; "
+                    "`log_softmax` does not.": (p.exp() * (p.exp().log() - q.exp().log())).sum(dim=-1),
+                }
+                | {
+                    "a number was added inside the logarithm: it changes the KL wherever a probability is small. "
+                    "`log_softmax` needs none." + " " * i: (
+                        p.exp() * ((p.exp() + small).log() - (q.exp() + small).log())
+                    ).sum(dim=-1)
+                    for i, small in enumerate((1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6))
                 },
-                tolerance=1e-3 if dtype is torch.float32 else None,
+                tolerance=1e-3 if dtype is torch.float32 else 1e-5,
             )
 
 
@@ -178,67 +241,58 @@ def check_exact_kl(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_whiten(answer: Answer, fresh: Fresh) -> None:
-    def parts(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mean = values[mask].mean()
-        return mean, ((values[mask] - mean) ** 2).mean()
-
-    cases = [([2], 3), ([3, 1], 4), ([4, 2, 3], 5), ([fresh.integer(1, 9) for _ in range(6)], 9)]
-    for lengths, T in cases:
+    cases = [
+        (torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([2])),
+        (torch.tensor([[0.0, 2.0, 9.0], [4.0, 6.0, 9.0]]), torch.tensor([2, 2])),
+    ]
+    for lengths in ([3, 1], [4, 2, 3], [fresh.integer(2, 9) for _ in range(6)]):
+        ends, T = torch.tensor(lengths), max(lengths) + 1
+        while True:  # a small number beside the variance or the deviation must not matter
+            values = fresh.normal(len(lengths), T, dtype=torch.float64) * 2 + 3
+            values[torch.arange(T) >= ends[:, None]] = 9.0
+            if values[torch.arange(T) < ends[:, None]].std(correction=0) > 0.5:
+                break
+        cases.append((values, ends))
+    for numbers, ends in cases:
         for dtype in (torch.float32, torch.float64):
-            mask = torch.arange(T) < torch.tensor(lengths)[:, None]
-            values = fresh.normal(len(lengths), T, dtype=dtype) * 2 + 3
-            values = torch.where(mask, values, torch.full_like(values, 9.0))
-            mean, variance = parts(values, mask)
-            right = ((values - mean) / (variance + 1e-8).sqrt()).masked_fill(~mask, 0.0)
-            if variance < 1e-4:
-                continue
-            zeroed = values.masked_fill(~mask, 0.0)
-            own = zeroed.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+            values, mask = numbers.to(dtype), torch.arange(numbers.shape[1]) < ends[:, None]
+            real, zeroed = values[mask], values.masked_fill(~mask, 0.0)
+            mean, deviation = real.mean(), real.std(correction=0)
+            own = zeroed.sum(dim=1, keepdim=True) / ends[:, None]
+            spreads = ((values - own) ** 2 * mask).sum(dim=1, keepdim=True) / ends[:, None]
+            shifted = (values - mean) * mask
+            without = "padding was set to 0 before mean and deviation were taken: its zeros count."
+            everything = "mean and deviation were taken over everything, padding included."
+            partly = "the mean is right, but the deviation still counts the padding."
             answer.expect(
                 (values, mask),
-                right,
+                shifted / deviation,
                 {
-                    "mean and deviation were taken over everything, padding included.": lambda: (
-                        (values - values.mean()) / values.std(correction=0)
-                    ).masked_fill(~mask, 0.0),
-                    "mean and deviation were taken over everything, padding included. ": lambda: (
-                        (values - values.mean()) / values.std()
-                    ).masked_fill(~mask, 0.0),
+                    everything: (values - values.mean()) / values.std(correction=0) * mask,
+                    everything + " ": (values - values.mean()) / values.std() * mask,
                     "mean and deviation were taken over everything, padding included, and padding is not set to 0.": (
-                        lambda: (values - values.mean()) / values.std()
+                        (values - values.mean()) / values.std()
                     ),
-                    "padding was set to 0 before mean and deviation were taken: its zeros count.": lambda: (
-                        (zeroed - zeroed.mean()) / zeroed.std(correction=0)
-                    ).masked_fill(~mask, 0.0),
-                    "padding was set to 0 before mean and deviation were taken: its zeros count. ": lambda: (
-                        (zeroed - zeroed.mean()) / zeroed.std()
-                    ).masked_fill(~mask, 0.0),
-                    "padding was set to 0 before mean and deviation were taken, so its zeros count.": lambda: (
-                        (zeroed - zeroed.mean()) / zeroed.std()
-                    ),
-                    "the mean is right, but the deviation still counts the padding.": lambda: (
-                        (values - mean) / values.std(correction=0)
-                    ).masked_fill(~mask, 0.0),
-                    "the mean is right, but the deviation still counts the padding. ": lambda: (
-                        (values - mean) / values.std()
-                    ).masked_fill(~mask, 0.0),
+                    without: (zeroed - zeroed.mean()) / zeroed.std(correction=0) * mask,
+                    without + " ": (zeroed - zeroed.mean()) / zeroed.std() * mask,
+                    without + "  ": (zeroed - zeroed.mean()) / zeroed.std(),
+                    without + "   ": (zeroed - zeroed.mean()) / zeroed.std(correction=0),
+                    partly: shifted / values.std(correction=0),
+                    partly + " ": shifted / values.std(),
                     "the sum of the squares was divided by one less than their number; here the variance is their mean.": (
-                        lambda: ((values - mean) / values[mask].std()).masked_fill(~mask, 0.0)
+                        shifted / real.std()
                     ),
-                    "the real entries are right; set the padding to 0.": (values - mean) / (variance + 1e-8).sqrt(),
-                    "the mean was subtracted, but the spread is not 1.": (values - mean).masked_fill(~mask, 0.0),
-                    "divided by the variance; the root of it is the deviation.": (
-                        (values - mean) / variance
-                    ).masked_fill(~mask, 0.0),
-                    "every row was whitened by itself: then a bad answer is as good as a good one.": lambda: (
-                        (values - own)
-                        / (
-                            ((zeroed - own) ** 2).masked_fill(~mask, 0.0).sum(1, keepdim=True)
-                            / mask.sum(1, keepdim=True)
-                        ).sqrt()
-                    ).masked_fill(~mask, 0.0),
+                    "the real entries are right; set the padding to 0.": (values - mean) / deviation,
+                    "the mean was subtracted, but the spread is not 1.": shifted,
+                    "divided by the variance; the root of it is the deviation.": shifted / deviation**2,
+                    "the squares were taken before the mean was subtracted; the variance is the mean of the squared "
+                    "distances from the mean.": shifted / (real**2).mean().sqrt(),
+                    # A row alone, or a row with a single entry, would tell nothing.
+                    "every row was whitened by itself: then a bad answer is as good as a good one.": (
+                        (values - own) / spreads.sqrt() * mask if len(ends) > 1 and ends.min() > 1 else None
+                    ),
                 },
-                tolerance=1e-3 if dtype is torch.float32 else None,
+                tolerance=1e-4,
             )
 
 
@@ -259,9 +313,12 @@ def _token_rewards(
     rewards = penalty.clone()
     ends = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
     rows = torch.arange(len(scores))
-    if fault == "column":
-        rewards[:, -1] += scores
-        return rewards
+    if fault.startswith(("column", "number")):  # the score at another column, inside the mask, outside it, or both
+        column = mask.sum(dim=1) - 1 if fault.startswith("number") else -1
+        if fault.endswith("added later"):
+            rewards = rewards.masked_fill(~mask, 0.0)
+        rewards[rows, column] += scores
+        return rewards.masked_fill(~mask, 0.0) if fault.endswith("masked") else rewards
     if fault == "every":
         rewards = rewards + scores[:, None]
     elif fault == "replaced":
@@ -283,8 +340,14 @@ def check_token_rewards(answer: Answer, fresh: Fresh) -> None:
         "bonus": "the sign of the penalty: a token that the policy likes more than the reference does must cost.",
         "k3": "the penalty of a token is beta (log p - log p_ref) itself; the estimator k3 is for the diagnostics.",
         "no kl": "the KL penalty is missing.",
-        "column": "the score stands in the last column; in a short answer that is padding. It belongs to the last True of "
-        "the row.",
+        **dict.fromkeys(
+            ("column", "column, masked", "column, added later"),
+            "the score stands in the last column, in a short answer in the padding; the answer ends at its last True.",
+        ),
+        **dict.fromkeys(
+            ("number", "number, masked", "number, added later"),
+            "the number of choices is not the column of the last one: the answer begins behind the prompt.",
+        ),
         "every": "every token of the answer got the whole score; only the last one does.",
         "spread": "the score was spread over the tokens; it is given once, for the whole answer, at its last token.",
         "replaced": "the last token gets the score *and* its penalty.",
@@ -292,7 +355,7 @@ def check_token_rewards(answer: Answer, fresh: Fresh) -> None:
         "first": "the score stands at the first choice of the answer; it belongs to the last.",
         "outside": "outside the mask the rewards must be 0: these tokens are not the policy's.",
     }
-    cases = [(1, 2, [(0, 1)]), (1, 4, [(1, 3)]), (2, 5, [(1, 3), (2, 5)])]
+    cases = [(1, 4, [(1, 3)]), (1, 2, [(0, 1)]), (2, 5, [(1, 3), (2, 5)]), (2, 5, [(2, 4), (1, 2)])]
     for N, T in ((3, 7), (6, 14)):
         spans = []
         for _ in range(N):
@@ -305,11 +368,18 @@ def check_token_rewards(answer: Answer, fresh: Fresh) -> None:
             mask = torch.stack([(position >= a) & (position < b) for a, b in spans])
             scores = fresh.normal(N, dtype=dtype)
             own, reference = (-fresh.normal(N, T, dtype=dtype).abs() for _ in range(2))
+            if (N, T) == (1, 4):
+                scores = torch.tensor([1.0], dtype=dtype)
+                own = torch.tensor([[-1.0, -2.0, -1.0, -3.0]], dtype=dtype)
+                reference = torch.tensor([[-1.5, -4.0, -2.0, -1.0]], dtype=dtype)
             arguments = (scores, own, reference, mask, 0.5)
             answer.expect(
                 arguments,
                 _token_rewards(*arguments),
-                {text: lambda fault=fault: _token_rewards(*arguments, fault) for fault, text in mistakes.items()},
+                {
+                    text + " " * i: lambda fault=fault: _token_rewards(*arguments, fault)
+                    for i, (fault, text) in enumerate(mistakes.items())
+                },
             )
 
 
@@ -317,7 +387,7 @@ EXERCISES = (
     Exercise(
         number="10.1",
         title='Find the bug: a "PPO" that is none',
-        minutes=30,
+        minutes=20,
         difficulty=4,
         task="""\
 This loss is called PPO in many a tutorial. The cell lets it learn a single choice between three answers with rewards
@@ -326,7 +396,10 @@ This loss is called PPO in many a tutorial. The cell lets it learn a single choi
 Five things are missing. Write the loss with all of them, for `N` samples: the log-probability of the **sampled
 action** only (from the `(N, V)` logits), a **baseline**, the mean reward of the batch, the **ratio** to the
 probability at the time of sampling (`old`, `(N,)` log-probabilities), the **clip**, and the **KL** penalty,
-`beta` times the estimator k3 = exp(d) - 1 - d with d = log p_ref - log p. Everything is averaged over the samples.""",
+`beta` times the estimator k3 = exp(d) - 1 - d with d = log p_ref - log p of the sampled action (`reference`, `(N,)`,
+is its log p_ref). The chapter charges the KL in the rewards; here, for a single choice, it stands in the loss.
+Everything is averaged over the samples. The cell makes three updates with each batch, so that ratio and clip count:
+they hold the largest ratio at about 1.2.""",
         stub='''\
 import torch
 
@@ -335,19 +408,27 @@ def ppo_loss(logits, old, reference, actions, rewards, clip, beta):
     """Loss of N samples: logits (N, V), the rest (N,); a scalar."""
     return -(torch.log_softmax(logits, dim=-1) * rewards[:, None]).mean()''',
         demo="""\
-torch.manual_seed(0)
-policy = torch.zeros(3, requires_grad=True)
-optimizer = torch.optim.SGD([policy], lr=0.5)
-for _ in range(1000):
-    logits = policy.expand(16, 3)
-    actions = torch.multinomial(logits.softmax(dim=-1).detach(), 1).squeeze(1)
-    old = logits.log_softmax(dim=-1).gather(1, actions[:, None]).squeeze(1).detach()
-    rewards = torch.tensor([1.0, 0.9, 0.2])[actions]
-    loss = ppo_loss(logits, old, torch.full((16,), 1 / 3).log(), actions, rewards, clip=0.2, beta=0.01)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-print("probabilities of the three answers:", [round(p, 3) for p in policy.softmax(dim=-1).tolist()])""",
+def learn_a_choice(loss_function):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.zeros(3, requires_grad=True)  # the policy: logits of the three answers
+    step = torch.optim.SGD([scores], lr=2.0)
+    largest = 0.0
+    for _ in range(350):
+        old = scores.detach().log_softmax(dim=0)
+        actions = old.exp().multinomial(16, replacement=True, generator=generator)
+        rewards = torch.tensor([1.0, 0.9, 0.2])[actions]
+        for _ in range(3):  # the same batch
+            reference = torch.full((16,), 1 / 3).log()
+            loss = loss_function(scores.expand(16, 3), old[actions], reference, actions, rewards, clip=0.2, beta=0.01)
+            step.zero_grad()
+            loss.backward()
+            step.step()
+        largest = max(largest, (scores.detach().log_softmax(dim=0) - old)[actions].exp().max().item())
+    print("probabilities:", [round(p, 2) for p in scores.softmax(dim=0).tolist()], "(right: the first 0.96)")
+    print(f"largest ratio: {largest:.2f} (right: 1.20)")
+
+
+learn_a_choice(ppo_loss)""",
         checker=check_ppo_loss,
         hints=(
             "One after the other. The sampled action: `log_softmax(...).gather(1, actions[:, None]).squeeze(1)`. The "
@@ -380,8 +461,8 @@ def ppo_loss(logits, old, reference, actions, rewards, clip, beta):
         task="""\
 PPO takes the smaller of `ratio * A` and `clamp(ratio, 1 - clip, 1 + clip) * A`. For which ratios and advantages does
 the gradient still push the policy, and for which has the clip stopped it? Think the four cases through on paper:
-good or bad action, ratio above or below its band. Then write it for tensors of any length: True where it is still
-pushed. (No advantage is 0, and no ratio lies on an edge.)""",
+good action (A above 0) or bad action, ratio below 1 - clip or above 1 + clip. And what holds between these edges? Then
+write it for tensors of any length: True where it is still pushed. (No advantage is 0, and no ratio lies on an edge.)""",
         stub='''\
 import torch
 
@@ -389,7 +470,9 @@ import torch
 def still_pushed(ratio, advantage, clip):
     """Where the clipped objective has a gradient: (N,) ratios and advantages to (N,) bool."""
     ...''',
-        demo="print(still_pushed(torch.tensor([0.5, 0.5, 2.0, 2.0]), torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.2))",
+        demo="""\
+print("good action, ratio 0.5, 1 and 2:", still_pushed(torch.tensor([0.5, 1.0, 2.0]), torch.ones(3), 0.2))
+print("bad action, ratio 0.5, 1 and 2:", still_pushed(torch.tensor([0.5, 1.0, 2.0]), -torch.ones(3), 0.2))""",
         checker=check_still_pushed,
         hints=(
             "Where the clamped one is the smaller of the two, the ratio has no influence and there is no gradient.",
@@ -409,21 +492,21 @@ def still_pushed(ratio, advantage, clip):
     Exercise(
         number="10.3",
         title="The whole KL",
-        minutes=12,
+        minutes=8,
         difficulty=2,
         task="""\
 In training the KL is estimated from the sampled token alone. With the logits of both models it can be computed
 exactly, over the whole vocabulary. Write KL(policy || reference) in nats for logits `(..., V)`: one number for each
-position, `(...)`.""",
+position, `(...)`. Logits may be in the hundreds.""",
         stub='''\
 import torch
 
 
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     """KL(policy || reference) at every position: logits (..., V) to (...)."""
     ...''',
-        demo="print(exact_kl(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.zeros(2, 2)))",
-        checker=check_exact_kl,
+        demo='print(whole_kl(torch.tensor([[0.0, 0.0], [3.0, 0.0]]), torch.zeros(2, 2)), "(right: 0, 0.5023)")',
+        checker=check_whole_kl,
         hints=(
             "KL(p || q) is the expectation under p of log p - log q.",
             "`p = policy_logits.log_softmax(-1)`, the same for q, then `(p.exp() * (p - q)).sum(-1)`.",
@@ -432,7 +515,7 @@ def exact_kl(policy_logits, reference_logits):
 import torch
 
 
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     """KL(policy || reference) at every position: logits (..., V) to (...)."""
     p, q = policy_logits.log_softmax(dim=-1), reference_logits.log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1)''',
@@ -440,14 +523,15 @@ def exact_kl(policy_logits, reference_logits):
     ),
     Exercise(
         number="10.4",
-        title="Find the bug: advantages spoiled by padding",
-        minutes=12,
+        title="Repair: advantages spoiled by padding",
+        minutes=6,
         difficulty=2,
         task="""\
 Before the update, advantages are shifted and scaled to mean 0 and variance 1. The rows are padded, and the mask says
-what is real. In the cell the padding holds a 9 in one case and a 0 in the other; the real entries should come out the
-same. Repair the function: mean and variance over the real entries of the whole batch (the variance is the mean of the
-squares), and 0 where the mask is False.""",
+what is real: in `(N, T)` a row is an answer, and columns are choices. In the cell the padding holds a 9 in one case and
+a 0 in the other; the real entries should come out the same. Repair the function: mean and variance over the real
+entries of the whole batch, and 0 where the mask is False. The variance is the mean of the squared distances from the
+mean (not divided by n - 1).""",
         stub='''\
 import torch
 
@@ -456,13 +540,14 @@ def whiten(values, mask):
     """Mean 0 and variance 1 over the mask: values (N, T) and a bool mask (N, T) to (N, T)."""
     return (values - values.mean()) / values.std()''',
         demo="""\
-mask = torch.tensor([[True, True, True], [True, False, False]])
-for padding in (9.0, 0.0):
-    print(whiten(torch.tensor([[1.0, 2.0, 3.0], [4.0, padding, padding]]), mask))""",
+is_real = torch.tensor([[True, True, True], [True, False, False]])
+for filler in (9.0, 0.0):
+    print(whiten(torch.tensor([[1.0, 2.0, 3.0], [4.0, filler, filler]]), is_real))
+# (right, both times: -1.3416, -0.4472, 0.4472; 1.3416, 0, 0)""",
         checker=check_whiten,
         hints=(
             "`values[mask]` is a vector of the real entries.",
-            "gptcore has `masked_mean(values, mask)`; use it twice, and `masked_fill` at the end.",
+            "With `real = values[mask]`: `real.mean()`, `real.var(correction=0)`, then `torch.where(mask, ..., 0.0)`.",
         ),
         solution=from_gptcore(ppo.whiten, ppo.masked_mean, imports="import torch\nfrom torch import Tensor"),
         praise="Statistics over padding are one of the quiet bugs: everything runs, and the step size depends on how "
@@ -471,13 +556,13 @@ for padding in (9.0, 0.0):
     Exercise(
         number="10.5",
         title="A reward for every token",
-        minutes=25,
+        minutes=18,
         difficulty=4,
         task="""\
-The reward model grades whole answers; PPO needs a reward for each token. Every choice pays the KL penalty, beta times
-(log p - log p_ref); the last choice of the answer also gets the score. `mask` `(N, T)` says which choices are the
-policy's own; the answer ends at the last True of a row, and behind it there is padding. Return `(N, T)`, 0 outside
-the mask.""",
+The reward model grades whole answers; PPO needs a reward for each token. Every choice pays the KL penalty, beta
+(`kl_coefficient`) times (log p - log p_ref); the last choice of the answer also gets the score. In `(N, T)` columns are
+choices, and the bool `mask` says which of them are the policy's own: before the first True of a row stands the prompt,
+the answer ends at the last True, and behind it there is padding. Return `(N, T)`, 0 outside the mask.""",
         stub='''\
 import torch
 
@@ -490,11 +575,11 @@ print(
     token_rewards(
         torch.tensor([1.0]),
         torch.tensor([[-1.0, -2.0, -1.0, -3.0]]),
-        torch.tensor([[-1.5, -2.0, -2.0, -1.0]]),
+        torch.tensor([[-1.5, -4.0, -2.0, -1.0]]),
         torch.tensor([[False, True, True, False]]),
         0.5,
     )
-)  # by hand: 0, -0, 1 - 0.5, 0""",
+)  # (right: 0, -1, 1 - 0.5, 0)""",
         checker=check_token_rewards,
         hints=(
             "First the penalty everywhere, then the score at one place of each row, then zeros outside the mask.",

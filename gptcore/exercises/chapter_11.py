@@ -15,16 +15,20 @@ def check_tokens_read(answer: Answer, fresh: Fresh) -> None:
             (turns, question, reply),
             (anew, kept),
             {
-                "with a cache the earlier answers are not free: each was generated, token by token, and each of these was "
-                "read once. Only the last answer is not read by the model any more.": (anew, turns * question),
-                "the last answer has not been read when the conversation ends: nothing follows it.": (
-                    anew + turns * reply,
-                    kept + reply,
-                ),
-                "the first number is right; with a cache the last answer is not read any more, since nothing follows "
-                "it.": (anew, kept + reply),
+                "with a cache the earlier answers are not free: they stand in the history, and each is read once before "
+                "the next answer.": (anew, turns * question),
+                "what the model reads of an answer while it writes it is left out; so the last answer is not counted at "
+                "all.": (anew + turns * reply, kept + reply),
+                "what the model reads of an answer while it writes it is left out; so the last answer is not counted at "
+                "all. ": (anew, kept + reply),
                 "in turn k the model reads k questions and k - 1 answers; yours has it read the answer that it is about "
                 "to give.": (anew + turns * reply, kept),
+                "in turn k the model reads k questions and k - 1 answers; yours has it read the answer that it is about "
+                "to give. ": (anew + (turns - 1) * reply, kept),
+                "you let the model read everything anew for each *token* of an answer; here it does so once for each "
+                "turn.": (reply * anew + turns * reply * (reply - 1) // 2, kept),
+                "you let the model read everything anew for each *token* of an answer; here it does so once for each "
+                "turn. ": (reply * anew, kept),
                 "without a cache *everything* is read anew in each turn; the sum grows with the square of the turns.": (
                     kept,
                     kept,
@@ -123,6 +127,20 @@ def _streamed(pieces: list[bytes], errors: str = "replace") -> list[str]:
     return shown
 
 
+def _waiting_for_all(pieces: list[bytes]) -> list[str]:
+    shown, rest = [], b""
+    for piece in pieces:
+        rest += piece
+        try:
+            text, rest = rest.decode(), b""
+        except UnicodeDecodeError:
+            text = ""
+        shown.append(text)
+    if rest:
+        shown[-1] += rest.decode(errors="replace")
+    return shown
+
+
 def check_stream_text(answer: Answer, fresh: Fresh) -> None:
     cases = [[b"Li", b"ma"], ["é".encode()[:1], "é".encode()[1:]], [b"a" + "中".encode()[:2], "中".encode()[2:] + b"b"]]
     cases += [["🌍".encode()[i : i + 1] for i in range(4)], [b"ok", "中".encode()[:1]]]
@@ -136,9 +154,12 @@ def check_stream_text(answer: Answer, fresh: Fresh) -> None:
         cases.append(pieces)
     for pieces in cases:
         whole = b"".join(pieces).decode(errors="replace")
+        right, waiting = _streamed(pieces), _waiting_for_all(pieces)
+        finished = _streamed(pieces, "ignore")
+        too_few = "fewer strings came out than pieces came in: give '' where nothing can be shown yet."
         answer.expect(
             (pieces,),
-            _streamed(pieces),
+            right,
             {
                 "each piece was decoded by itself: a character whose bytes are spread over two pieces becomes garbage. "
                 "Keep back what is not whole yet.": [piece.decode(errors="replace") for piece in pieces],
@@ -151,12 +172,15 @@ def check_stream_text(answer: Answer, fresh: Fresh) -> None:
                 * (len(pieces) - 1)
                 + [whole],
                 "the text must come piece by piece: a list with one string for each piece of bytes.": whole,
-                "a character that is never completed must still be shown at the end, as U+FFFD.": _streamed(
-                    pieces, "ignore"
-                ),
-                "one string for each piece is wanted, also where it is empty.": [
-                    text for text in _streamed(pieces) if text
+                "a character that is never completed must still be shown at the end, as U+FFFD.": finished,
+                "what is left at the end belongs to the last piece; more strings came out than pieces came in.": [
+                    *finished,
+                    whole[len("".join(finished)) :],
                 ],
+                "'a' was whole already and had to wait for the character behind it: show all that is whole, and keep back "
+                "only the rest.": waiting,
+                too_few: [text for text in right if text],
+                f"{too_few} ": [text for text in waiting if text],
             },
         )
 
@@ -178,8 +202,15 @@ def check_discoveries(answer: Answer, fresh: Fresh) -> None:
             limit = p
         return [p <= limit for p in values]
 
-    cases = [([0.01], 0.05), ([0.04, 0.3], 0.05), ([0.9, 0.001], 0.05), ([0.03, 0.045], 0.05), ([0.2, 0.03, 0.04], 0.1)]
-    cases += [([0.011, 0.012, 0.013, 0.9], 0.05), ([0.5, 0.6], 0.05)]
+    cases = [
+        ([0.01], 0.05),
+        ([0.05], 0.05),
+        ([0.04, 0.3], 0.05),
+        ([0.9, 0.001], 0.05),
+        ([0.03, 0.045], 0.05),
+        ([0.2, 0.03, 0.04], 0.1),
+    ]
+    cases += [([0.02, 0.021, 0.022, 0.9], 0.05), ([0.5, 0.6], 0.05)]
     for size in (10, 60):
         values = [round(fresh.random.random() ** (3 if fresh.random.random() < 0.4 else 1), 4) for _ in range(size)]
         values = list(dict.fromkeys(values))
@@ -188,12 +219,13 @@ def check_discoveries(answer: Answer, fresh: Fresh) -> None:
     for values, share in cases:
         n = len(values)
         places = {p: k for k, p in enumerate(sorted(values), 1)}
+        right = stepped_up(values, share)
         answer.expect(
             (values, share),
-            stepped_up(values, share),
+            right,
             {
-                "every value was compared with the share itself: of many comparisons of things that are equal, that many "
-                "look like discoveries.": [p <= share for p in values],
+                "every value was compared with the share itself: with 0.05, of 100 comparisons with nothing behind them "
+                "about 5 would pass.": [p <= share for p in values],
                 "that is the correction of Bonferroni: it allows hardly any false discovery at all, and misses most of the "
                 "true ones. Here the *share* of false ones among the discoveries is held.": [
                     p <= share / n for p in values
@@ -203,9 +235,16 @@ def check_discoveries(answer: Answer, fresh: Fresh) -> None:
                 "only the values below their own line were taken; all that are smaller than the largest of them count, "
                 "too.": [p <= share * places[p] / n for p in values],
                 "the list is in the order of the sorted values; it should be in the order of the arguments.": sorted(
-                    stepped_up(values, share), reverse=True
+                    right, reverse=True
                 ),
-                "True stands for a discovery; yours is the opposite.": [not d for d in stepped_up(values, share)],
+                "a value that lies exactly on its line counts, too: *at most*, not less than.": [
+                    p <= max((q for q in values if q < share * places[q] / n), default=-1.0) for p in values
+                ],
+                "the value at the largest place k is a discovery itself.": [
+                    found and p < max(q for q in values if q <= share * places[q] / n)
+                    for p, found in zip(values, right, strict=True)
+                ],
+                "True stands for a discovery; yours is the opposite.": [not found for found in right],
                 "the places were counted from 0.": [
                     p <= max((q for k, q in enumerate(sorted(values)) if q <= share * k / n), default=-1.0)
                     for p in values
@@ -224,17 +263,20 @@ EXERCISES = (
 A conversation of `turns` turns; each question has `question` tokens, each answer `reply`. Before each answer the
 model must have read all that was said before it, and the new question. How many tokens does it read in the whole
 conversation if it reads everything **anew** in each turn, and how many if a cache keeps what has been read, so that
-each token is read only **once**? (The last answer is not read: nothing follows it. Marks and end tokens are left
-out.) Predict for ten turns which of the two is how many times the other.""",
+each question, and each answer of an earlier turn, is read only **once**? Count what is read *before the first word* of
+each answer; what the model reads of its own answer while it writes is left out, and so are marks and end tokens.
+Predict: how many times more is the first number, for ten turns, questions of 10 and answers of 20 tokens?""",
         stub='''\
 def tokens_read(turns, question, reply):
     """Tokens read over a whole conversation, without and with a cache, as a tuple."""
     ...''',
-        demo="print(tokens_read(10, 10, 20))",
+        demo="""\
+print(tokens_read(2, 10, 20), "(right: 50, 40)")
+print(tokens_read(10, 10, 20))""",
         checker=check_tokens_read,
         hints=(
             "In turn k the model reads k questions and k - 1 answers. Add up over k.",
-            "With a cache: every question and every answer but the last, once.",
+            "With a cache: every question once, and every answer but the last once, before the next answer.",
         ),
         solution='''\
 def tokens_read(turns, question, reply):
@@ -247,17 +289,19 @@ def tokens_read(turns, question, reply):
     Exercise(
         number="11.2",
         title="What to forget",
-        minutes=15,
+        minutes=8,
         difficulty=2,
         task="""\
 The window has room for `window` tokens. The new question has `question` of them, and `turns` lists the lengths of the
 earlier turns, the oldest first. Keep as many of the **last** turns as fit beside the question, without a hole, and
-return how many. Predict: turns 2, 9, 3, a question of 4 and a window of 10.""",
+return how many. If not even the question fits, return 0. Predict: turns 2, 9, 3, a question of 4 and a window of 10.""",
         stub='''\
 def kept_turns(turns, question, window):
     """How many of the last turns (a list of lengths, oldest first) fit into the window beside the question."""
     ...''',
-        demo="print(kept_turns([2, 9, 3], 4, 10))",
+        demo="""\
+print(kept_turns([1, 2, 3], 4, 9), "(right: 2)")
+print(kept_turns([2, 9, 3], 4, 10))""",
         checker=check_kept_turns,
         hints=(
             "Begin at the end of the list, and stop at the first turn that does not fit any more.",
@@ -283,18 +327,22 @@ def kept_turns(turns, question, window):
         task="""\
 A chat shows an answer while it is being made. Each token brings a few bytes, and a character may be spread over
 several tokens. The function below turns pieces of bytes into pieces of text; look at what becomes of the Chinese
-sentence in the cell. Repair it: one string for each piece, together the whole text, and each character shown as soon
-as it is whole. Bytes that are never completed come with the last piece, as U+FFFD.""",
+sentence in the cell. Repair it: return a list with one string for each piece, together the whole text, and each
+character shown as soon as it is whole. Where nothing can be shown yet, the string is empty. Bytes that are never
+completed come with the last piece, as U+FFFD. (The chapter's `whole_characters` is not enough: it holds back whole
+characters, too, while a later one is incomplete.)""",
         stub='''\
 def stream_text(pieces):
     """Pieces of UTF-8 (a list of bytes) to as many pieces of text that can be shown at once."""
     return [piece.decode("utf-8", errors="replace") for piece in pieces]''',
         demo="""\
+print(stream_text(["aé".encode()[:2], "aé".encode()[2:]]), "(right: ['a', 'é'])")
 data = "利马是秘鲁的首都。".encode()
 print(stream_text([data[i : i + 4] for i in range(0, len(data), 4)]))""",
         checker=check_stream_text,
         hints=(
-            "Keep the bytes that do not make a whole character yet, and put the next piece behind them.",
+            "Keep the bytes that do not make a whole character yet, and put the next piece behind them. By hand: show the "
+            "longest beginning that decodes, and keep the rest.",
             'The standard library does it: `codecs.getincrementaldecoder("utf-8")(errors="replace")` is a decoder with '
             "a memory; its `decode(piece)` returns what is whole.",
             "At the end call `decode(b'', final=True)` and put what comes out behind the last piece.",
@@ -314,20 +362,21 @@ def stream_text(pieces):
     ),
     Exercise(
         number="11.4",
-        title="Design an experiment: discoveries among thousands",
+        title="Discoveries among thousands",
         minutes=30,
         difficulty=4,
         task="""\
-You search for a bias: for each of many pairs of a group and a word you have a p-value, the probability of so wide a
-gap by chance alone. With a thousand pairs, fifty have p below 0.05 though nothing is there. Benjamini and Hochberg
-(1995) hold the *share of false ones among the discoveries* instead: sort the n values; find the **largest** place k,
-counted from 1, whose value is at most `share * k / n`; it and all smaller values are discoveries. Return a list of
-True and False in the order of the arguments. Do 0.011, 0.012, 0.013, 0.9 with a share of 0.05 by hand first.""",
+A *p-value* is the probability that chance alone gives a gap at least as wide as the one that was found. You search for
+a bias and have a p-value for each of many pairs of a group and a word. Of a thousand pairs *about* fifty have p below
+0.05, if there is nothing in any. Benjamini and Hochberg (1995) keep the *share of false ones among the discoveries*,
+on average, below a given one: sort the n values; find the **largest** place k, counted from 1, whose value is at most
+`share * k / n`; it and all smaller values are discoveries. Return a list of True and False in the order of the
+arguments. Do 0.02, 0.021, 0.022, 0.9 with a share of 0.05 by hand first: is 0.02 a discovery?""",
         stub='''\
 def discoveries(p_values, share):
     """Which of the p-values are discoveries if at most this share of them may be false: a list of bools."""
     ...''',
-        demo="print(discoveries([0.9, 0.012, 0.013, 0.011], 0.05))",
+        demo="print(discoveries([0.9, 0.021, 0.022, 0.02], 0.05))",
         checker=check_discoveries,
         hints=(
             "Draw the sorted values over their places, and the line share * k / n. Look from the right for the first "

@@ -5,13 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, close, copied, gradient_of
 
 # --- 12.1 ----------------------------------------------------------------------------------------
 
 
 def check_best_policy(answer: Answer, fresh: Fresh) -> None:
     cases = [([0.5, 0.5], [1.0, 0.0], 1.0), ([0.8, 0.2], [0.0, 1.0], 0.5), ([0.2, 0.3, 0.5], [300.0, 290.0, 0.0], 2.0)]
+    cases.append(([0.5, 0.2, 0.3], [900.0, 899.0, 0.0], 1.0))  # exp overflows, in float64, too
     for size in (4, 20):
         cases.append((fresh.probabilities(size).tolist(), fresh.normal(size).tolist(), fresh.between(0.1, 3)))
     for probabilities, scores, beta in cases:
@@ -19,6 +20,7 @@ def check_best_policy(answer: Answer, fresh: Fresh) -> None:
             reference, rewards = torch.tensor(probabilities, dtype=dtype), torch.tensor(scores, dtype=dtype)
             reference = reference / reference.sum()
             weighted = (reference.log() + rewards / beta).softmax(dim=0)
+            no_sum = "the probabilities do not sum to 1: divide by their sum, Z."
             answer.expect(
                 (reference, rewards, beta),
                 weighted,
@@ -30,7 +32,12 @@ def check_best_policy(answer: Answer, fresh: Fresh) -> None:
                         reference.log() + rewards * beta
                     ).softmax(dim=0),
                     "beta is left out.": (reference.log() + rewards).softmax(dim=0),
-                    "the probabilities do not sum to 1: divide by their sum, Z.": reference * (rewards / beta).exp(),
+                    no_sum: reference * (rewards / beta).exp(),
+                    f"{no_sum} ": reference * ((rewards - rewards.max()) / beta).exp(),
+                    f"{no_sum}  ": reference * (rewards / beta).softmax(dim=0),
+                    "those are logarithms of the probabilities: take exp of them.": (
+                        reference.log() + rewards / beta
+                    ).log_softmax(dim=0),
                     "softmax was taken of the product; reference times exp(reward / beta) only needs to be divided by its "
                     "sum.": (reference * (rewards / beta).exp()).softmax(dim=0),
                     "the probabilities of the reference were added as if they were logarithms.": (
@@ -61,6 +68,8 @@ def _ipo(chosen: Tensor, rejected: Tensor, chosen_reference: Tensor, rejected_re
         goal = 1 / beta
     if fault == "no goal":
         goal = 0.0
+    if fault == "one-sided":
+        return (goal - margin).clamp(min=0).square().mean()
     if fault == "dpo":
         return -torch.nn.functional.logsigmoid(beta * margin).mean()
     if fault == "absolute":
@@ -84,29 +93,47 @@ def check_ipo_loss(answer: Answer, fresh: Fresh) -> None:
         "one": "the goal of the margin is 1 / (2 beta); yours is 1 / beta.",
         "no goal": "the margin is pulled to 0, to no preference at all; its goal is 1 / (2 beta).",
         "dpo": "that is DPO's loss, which pushes a margin for ever; here it has a goal.",
+        "one-sided": "a margin beyond the goal must be punished, too.",
         "absolute": "the distance to the goal is squared.",
         "inside": "the margin itself is compared with the goal, not beta times the margin.",
         "outside": "each pair has its own distance to the goal: square first, then take the mean.",
         "sum": "the mean over the pairs is wanted.",
     }
-    for count in (1, 2, 3, fresh.integer(5, 30)):
+    cases = [([[-1.0], [-6.0], [-2.0], [-3.0]], 0.25)]  # a margin of 4, beyond the goal of 2
+    cases.append(([[-1.0, -2.0], [-6.0, -3.0], [-2.0, -2.0], [-3.0, -3.0]], 0.25))  # margins of 4 and 0
+    for count in (3, fresh.integer(5, 30)):
+        parts = [(-fresh.normal(count, scale=4.0).abs()).tolist() for _ in range(4)]
+        cases.append((parts, fresh.between(0.06, 0.4)))
+    for parts, beta in cases:
         for dtype in (torch.float64, torch.float32):
-            parts = [-fresh.normal(count, dtype=dtype, scale=4.0).abs() for _ in range(4)]
-            arguments = (*parts, fresh.between(0.06, 0.4) if count > 1 else 0.25)
+            arguments = (*(torch.tensor(part, dtype=dtype) for part in parts), beta)
             answer.expect(
                 arguments,
                 _ipo(*arguments),
                 {text: lambda fault=fault: _ipo(*arguments, fault) for fault, text in mistakes.items()},
                 tolerance=1e-3 if dtype is torch.float32 else None,
             )
+    parts, beta = cases[0]
+    arguments = (*(torch.tensor(part) for part in parts), beta)
+    slope = gradient_of(_ipo, [copied(argument) for argument in arguments], 0)
+    answer.expect(
+        arguments,
+        slope,
+        {
+            "the gradient does not pass: `.item()`, `.detach()` and NumPy cut it off, and a model could not be trained "
+            "on this loss. Return the tensor.": torch.zeros_like(slope)
+        },
+        gradient=0,
+        tolerance=1e-3,
+    )
 
 
 # --- 12.3 ----------------------------------------------------------------------------------------
 
 
 def check_speculate(answer: Answer, fresh: Fresh) -> None:
-    cases = [([0.5, 0.5], [0.5, 0.5], 0), ([0.8, 0.2], [0.4, 0.6], 0), ([0.8, 0.2], [0.4, 0.6], 1)]
-    for size in (3, 8, 20):
+    cases = [([0.8, 0.2], [0.4, 0.6], 1), ([0.8, 0.2], [0.4, 0.6], 0), ([0.5, 0.5], [0.5, 0.5], 0)]
+    for size in (3, 5, 8):
         draft, target = (fresh.probabilities(size, sharpness=1.5).tolist() for _ in range(2))
         cases.append((draft, target, fresh.random.randrange(size)))
     for first, second, token in cases:
@@ -120,6 +147,16 @@ def check_speculate(answer: Answer, fresh: Fresh) -> None:
             continue
         other = min(1.0, (draft[token] / target[token]).item())
 
+        found = [answer(draft, target, drafted) for drafted in range(len(draft))]
+
+        def right_but_slow() -> tuple[float, Tensor] | None:
+            accept = torch.tensor([float(part[0]) for part in found], dtype=torch.float64)
+            other_rest, most = torch.as_tensor(found[token][1]), (target / draft).clamp(max=1)
+            outcome = draft * accept + (1 - (draft * accept).sum()) * other_rest
+            fair = close(outcome, target, 1e-5) and close(other_rest.sum().item(), 1.0, 1e-5)
+            slow = fair and (accept < most + 1e-6).all() and (accept < most - 1e-4).any()
+            return found[token] if slow else None
+
         def with_rest(rest: Tensor | None, accept: float = chance) -> tuple[float, Tensor] | None:
             return None if rest is None else (accept, rest)
 
@@ -132,9 +169,14 @@ def check_speculate(answer: Answer, fresh: Fresh) -> None:
                     other,
                     rest,
                 ),
-                "a probability is at most 1: min(1, p / q).": ((target[token] / draft[token]).item(), rest),
+                "a probability is at most 1: min(1, target / draft).": ((target[token] / draft[token]).item(), rest),
+                "that is how often x is drafted *and* accepted; divide by draft(x).": (
+                    min(draft[token], target[token]).item(),
+                    rest,
+                ),
                 "that accepts with the large model's own probability; a token that both like is then thrown away too "
                 "often.": (target[token].item(), rest),
+                "what comes out is right, but you could accept more often: a rejection costs time.": right_but_slow,
                 "a rejected token was drawn too often by the small model. Drawing anew from the whole target would count "
                 "the others twice; only what the target has *more* than the draft may be drawn.": with_rest(
                     None if same else target, chance
@@ -161,38 +203,37 @@ def check_best_size(answer: Answer, fresh: Fresh) -> None:
     cases = [(6e6, 1.0, 0.5, 1.0, 0.5), (6e8, 400.0, 0.34, 410.0, 0.28), (1e21, 406.4, 0.34, 410.7, 0.28)]
     cases.append((10 ** fresh.between(18, 25), fresh.between(50, 500), 0.35, fresh.between(50, 900), 0.3))
     cases.append((10 ** fresh.between(18, 25), fresh.between(50, 500), 0.3, fresh.between(50, 900), 0.37))
-    for compute, a, alpha, b, beta in cases:
+    for compute, A, alpha, B, beta in cases:
 
-        def best(compute: float, a: float, alpha: float, b: float, beta: float) -> float:
-            return (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (compute / 6) ** (beta / (alpha + beta))
+        def best(budget: float, ratio: float, share: float) -> tuple[float, float]:
+            size = ratio ** (1 / (alpha + beta)) * (budget / 6) ** (share / (alpha + beta))
+            return size, compute / 6 / size
 
-        size = best(compute, a, alpha, b, beta)
-        plain_size = best(6 * compute, a, alpha, b, beta)
+        ratio = alpha * A / (beta * B)
+        size, data = best(compute, ratio, beta)
+        plain_size, _ = best(6 * compute, ratio, beta)
+        found, for_twice = (answer(times * compute, A, alpha, B, beta) for times in (1, 2))
+
+        def stopped() -> tuple[float, float] | None:
+            same = close(float(found[0]), float(for_twice[0])) and close(6 * found[0] * found[1] / compute, 1.0, 1e-3)
+            return found if same else None
+
         answer.expect(
-            (compute, a, alpha, b, beta),
-            (size, compute / 6 / size),
+            (compute, A, alpha, B, beta),
+            (size, data),
             {
                 "the 6 is left out: a token costs 6 operations for each parameter.": (plain_size, compute / plain_size),
-                "size and data have changed places.": (compute / 6 / size, size),
+                "6 N D is not the budget: D is compute / (6 N).": (size, compute / size),
+                "size and data have changed places.": (data, size),
                 "the budget was divided evenly, the root for each; how fast the two terms fall decides.": (
                     math.sqrt(compute / 6),
                     math.sqrt(compute / 6),
                 ),
-                "alpha and beta have changed places in the exponent of the budget.": lambda: (
-                    (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (compute / 6) ** (alpha / (alpha + beta)),
-                    compute
-                    / 6
-                    / ((alpha * a / (beta * b)) ** (1 / (alpha + beta)) * (compute / 6) ** (alpha / (alpha + beta))),
-                ),
-                "the factors alpha and beta of the derivatives are missing.": lambda: (
-                    (a / b) ** (1 / (alpha + beta)) * (compute / 6) ** (beta / (alpha + beta)),
-                    compute / 6 / ((a / b) ** (1 / (alpha + beta)) * (compute / 6) ** (beta / (alpha + beta))),
-                ),
+                "alpha and beta have changed places in the exponent of the budget.": best(compute, ratio, alpha),
+                "the ratio is upside down: alpha A stands above, beta B below.": best(compute, 1 / ratio, beta),
                 "the two terms were made equal; at the lowest point their *slopes* are, so the factors alpha and beta "
-                "come in.": lambda: (
-                    (a / b * (compute / 6) ** beta) ** (1 / (alpha + beta)),
-                    compute / 6 / (a / b * (compute / 6) ** beta) ** (1 / (alpha + beta)),
-                ),
+                "come in.": best(compute, A / B, beta),
+                "your search stopped at the end of its range: the same size came out for twice the budget.": stopped,
             },
             tolerance=2e-2 if compute < 1e10 else 1e-2,
         )
@@ -202,36 +243,42 @@ def check_best_size(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_join_gradients(answer: Answer, fresh: Fresh) -> None:
-    cases = [([[1.0], [3.0]], [1, 1]), ([[1.0], [3.0]], [3, 1]), ([[1.0, 2.0], [3.0, 0.0]], [0, 4])]
+    cases = [([[1.0], [3.0]], [1, 1]), ([[1.0], [3.0]], [3, 1]), ([[0.0, 0.0], [3.0, 1.0]], [0, 4])]
+    cases.append(([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]], [3, 1]))
     for processes in (3, 5):
-        gradients = [fresh.normal(4).tolist() for _ in range(processes)]
+        gradients = [fresh.normal(2, 3).tolist() for _ in range(processes)]
         cases.append((gradients, [fresh.integer(1, 100) for _ in range(processes)]))
     for lists, counts in cases:
-        for dtype in (torch.float32, torch.float64):
-            gradients = [torch.tensor(row, dtype=dtype) for row in lists]
-            n, total = len(counts), sum(counts)
-            weighted = sum(g * c for g, c in zip(gradients, counts, strict=True))
-            answer.expect(
-                (gradients, counts),
-                weighted / total,
-                {
-                    "every process counts alike, however few tokens it had: with other numbers of processes you get "
-                    "another step.": sum(gradients) / n,
-                    "the gradients were added: each is a mean already, so the sum is too long.": sum(gradients),
-                    "weighed by the tokens, but not divided by their sum.": weighted,
-                    "weighed by the tokens, but divided by the number of processes.": weighted / n,
-                    "a process with *more* tokens weighs more, not less.": lambda: (
-                        sum(g / c for g, c in zip(gradients, counts, strict=True)) / sum(1 / c for c in counts)
-                    ),
-                },
-            )
+        gradients = [torch.tensor(part) for part in lists]
+        n, total = len(counts), sum(counts)
+        weighted = sum(g * c for g, c in zip(gradients, counts, strict=True))
+        answer.expect(
+            (gradients, counts),
+            weighted / total,
+            {
+                "every process counts alike, however few tokens it had: with other numbers of processes you get "
+                "another step.": sum(gradients) / n,
+                "the gradients were added: each is a mean already, so the sum is too long.": sum(gradients),
+                "weighted by the tokens, but not divided by their sum.": weighted,
+                "weighted by the tokens, but divided by the number of processes.": weighted / n,
+                "the means were added and divided by the number of tokens: first multiply each by its count.": (
+                    sum(gradients) / total
+                ),
+                "the counts weight the rows of each gradient, not the gradients; these may have any shape.": lambda: (
+                    (torch.stack(gradients) * torch.tensor(counts)[:, None]).sum(dim=0) / total
+                ),
+                "a process with *more* tokens weighs more, not less.": lambda: (
+                    sum(g / c for g, c in zip(gradients, counts, strict=True)) / sum(1 / c for c in counts)
+                ),
+            },
+        )
 
 
 EXERCISES = (
     Exercise(
         number="12.1",
         title="What a perfect PPO would end with",
-        minutes=15,
+        minutes=8,
         difficulty=3,
         task="""\
 A policy earns the reward r of each answer and pays beta for each nat of KL to the reference. The best policy can be
@@ -246,8 +293,9 @@ def best_policy(reference, rewards, beta):
     """Probabilities (n,) of the policy with the most reward minus beta KL."""
     ...''',
         demo="""\
-for beta in (100.0, 1.0, 0.01):
-    print(beta, best_policy(torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.0, 1.0, 1.5]), beta))""",
+print(best_policy(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]), 1.0), "(right: 0.7311, 0.2689)")
+for price in (100.0, 1.0, 0.01):
+    print(price, best_policy(torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.0, 1.0, 1.5]), price))""",
         checker=check_best_policy,
         hints=(
             "Work with logarithms: log p_ref + r / beta, up to a constant.",
@@ -265,11 +313,11 @@ def best_policy(reference, rewards, beta):
     Exercise(
         number="12.2",
         title="A margin with a goal",
-        minutes=15,
+        minutes=8,
         difficulty=3,
         task="""\
-DPO pushes the winner up and the loser down for ever, even if all voters agree. *IPO* (arXiv 2310.12036) gives the
-margin a goal. With the margin of a pair
+Where all voters agree, DPO's loss falls as long as the margin grows: it has no goal. *IPO* (arXiv 2310.12036) gives
+the margin one. With the margin of a pair
 
     margin = (log p(w) - log p_ref(w)) - (log p(l) - log p_ref(l))
 
@@ -282,6 +330,9 @@ import torch
 def ipo_loss(chosen, rejected, chosen_reference, rejected_reference, beta):
     """Loss of pairs of answers from their log-probabilities (pairs,) under policy and reference: a scalar."""
     ...''',
+        demo="""\
+one_pair = torch.tensor([[-1.0], [-6.0], [-2.0], [-3.0]])  # the margin is 1 - (-3) = 4, its goal 2
+print(ipo_loss(*one_pair, 0.25), "(right: 4)")""",
         checker=check_ipo_loss,
         hints=(
             "The first two arguments are the policy's, the other two the reference's.",
@@ -304,14 +355,18 @@ def ipo_loss(chosen, rejected, chosen_reference, rejected_reference, beta):
         minutes=40,
         difficulty=4,
         task="""\
-A small model drafts the next token, a large one checks it: *speculative sampling* (arXiv 2211.17192) gives exactly
-the large model's distribution, only sooner. The token was drawn from `draft` `(V,)`. It is accepted with a
-probability that depends on draft and target; if it is rejected, another token is drawn from a distribution `rest`.
+A small model drafts the next tokens, a large one checks them: *speculative sampling* (arXiv 2211.17192) gives exactly
+the large model's distribution, only sooner. It saves time since several tokens are drafted and then checked in one
+pass of the large model, which takes hardly longer than a pass for one. Here you decide about one drafted token.
+
+With a vocabulary of V tokens, `draft` and `target` `(V,)` are the probabilities of the next token under the small and
+the large model. `token` was drawn from `draft`. It is accepted with a probability that depends on draft and target;
+if it is rejected, another token is drawn from a distribution `rest` `(V,)`.
 
 Derive both from one demand: the probability of every token x must come out as target(x). It is drafted and accepted
-with draft(x) accept(x), and no more can be accepted than was drafted; whatever is missing must come from `rest`.
-Return the acceptance probability of `token` and `rest` `(V,)`; where draft and target agree, nothing is ever
-rejected: return the target as `rest`.""",
+with draft(x) accept(x); whatever is missing must come from `rest`. Among all ways to do this, accept as often as
+possible: a rejection costs time. Return the acceptance probability of `token`, and `rest`; where draft and target
+agree, nothing is ever rejected: return the target as `rest`.""",
         stub='''\
 import torch
 
@@ -320,14 +375,15 @@ def speculate(draft, target, token):
     """Probability of accepting the drafted token, and what to draw from otherwise, (V,): a tuple."""
     ...''',
         demo="""\
-draft, target = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.3, 0.3, 0.4])
-found = [speculate(draft, target, token) for token in range(3)]
-if found[0] is not None:
-    accept, rest = torch.tensor([float(a) for a, _ in found]), found[0][1]
-    print("what comes out:", draft * accept + (1 - (draft * accept).sum()) * rest, "  target:", target)""",
+p_small, p_large = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+tried = [speculate(p_small, p_large, token) for token in range(3)]
+if tried[0] is not None:
+    p_accept, p_rest = torch.tensor([float(accepted) for accepted, _ in tried]), tried[0][1]
+    print("accepted with:", p_accept, "(none may be above 1)")
+    print("what comes out:", p_small * p_accept + (1 - (p_small * p_accept).sum()) * p_rest, "  target:", p_large)""",
         checker=check_speculate,
         hints=(
-            "Accept as often as possible: draft(x) accept(x) <= target(x) and accept(x) <= 1.",
+            "No more may be accepted than is wanted: draft(x) accept(x) <= target(x). And accept(x) <= 1.",
             "So accept(x) = min(1, target(x) / draft(x)), and x has got min(draft(x), target(x)) so far.",
             "What is missing is target - min(draft, target) = max(0, target - draft). Divide it by its sum.",
         ),
@@ -350,28 +406,31 @@ def speculate(draft, target, token):
         difficulty=4,
         task="""\
 The scaling law of *Chinchilla* (arXiv 2203.15556): a model of N parameters that reads D tokens reaches the loss
-E + a / N ** alpha + b / D ** beta. Training costs `compute` = 6 N D operations. Derive which N and D give the lowest
-loss for a budget: put D = compute / (6 N) into the loss and set its derivative by N to zero. Then predict, for the
-paper's numbers (the cell), how many tokens a parameter there should be. You may also search numerically; 1 % is
-accurate enough.""",
+E + A / N ** alpha + B / D ** beta. Training costs `compute` = 6 N D operations. Derive which N and D give the lowest
+loss for a budget: put D = compute / (6 N) into the loss and set its derivative by N to zero. (E does not depend on N
+and drops out.) Then predict, for the paper's numbers (the cell), how many tokens a parameter there should be. You may
+also search numerically; 1 % is accurate enough. Budgets from 6e6 on occur: choose the range of the search by the
+budget.""",
         stub='''\
-def best_size(compute, a, alpha, b, beta):
+def best_size(compute, A, alpha, B, beta):
     """The best number of parameters N and of tokens D for a budget of operations, as a tuple."""
     ...''',
         demo="""\
-found = best_size(5.76e23, 406.4, 0.34, 410.7, 0.28)  # the budget of Chinchilla itself
-if found is not None:
-    print(f"{found[0]:.3g} parameters, {found[1]:.3g} tokens, {found[1] / found[0]:.0f} tokens a parameter")""",
+print(best_size(6e6, 1.0, 0.5, 1.0, 0.5), "(right: 1000, 1000)")
+size_and_data = best_size(5.76e23, 406.4, 0.34, 410.7, 0.28)  # the budget of Chinchilla itself
+if size_and_data is not None:
+    print("{:.3g} parameters, {:.3g} tokens".format(*size_and_data))
+    print(f"{size_and_data[1] / size_and_data[0]:.0f} tokens a parameter")""",
         checker=check_best_size,
         hints=(
-            "With D = compute / (6 N), the loss is E + a N ** -alpha + b (6 N / compute) ** beta.",
-            "The derivative is zero where alpha a / N ** alpha = beta b / D ** beta.",
-            "N ** (alpha + beta) = alpha a / (beta b) x (compute / 6) ** beta.",
+            "With D = compute / (6 N), the loss is E + A N ** -alpha + B (6 N / compute) ** beta.",
+            "The derivative is zero where alpha A / N ** alpha = beta B / D ** beta.",
+            "N ** (alpha + beta) = alpha A / (beta B) x (compute / 6) ** beta.",
         ),
         solution='''\
-def best_size(compute, a, alpha, b, beta):
+def best_size(compute, A, alpha, B, beta):
     """The best number of parameters N and of tokens D for a budget of operations, as a tuple."""
-    N = (alpha * a / (beta * b) * (compute / 6) ** beta) ** (1 / (alpha + beta))
+    N = (alpha * A / (beta * B) * (compute / 6) ** beta) ** (1 / (alpha + beta))
     return N, compute / (6 * N)''',
         praise="Most large models of 2021 were several times too large for what they had read; this derivative changed "
         "how they are built.",
@@ -379,12 +438,13 @@ def best_size(compute, a, alpha, b, beta):
     Exercise(
         number="12.5",
         title="One step from several machines",
-        minutes=8,
+        minutes=5,
         difficulty=2,
         task="""\
 Several processes train one model together. Each has computed the gradient of the *mean* loss over its own tokens, and
-they had different numbers of tokens. Which gradient would a single process have found that had all tokens? Return it:
-a list of tensors of one shape, and a list of counts. (A process may have had none.)""",
+they had different numbers of tokens. Which gradient would a single process have found that had all tokens? Return it.
+`gradients` is a list of tensors of one shape, which may be any, and `counts` the list of the numbers of tokens. (A
+process may have had no tokens; its gradient is zero then.)""",
         stub='''\
 def join_gradients(gradients, counts):
     """Gradient of the mean loss over all tokens, from those of the processes and their numbers of tokens."""
@@ -392,7 +452,7 @@ def join_gradients(gradients, counts):
         demo="""\
 import torch
 
-print(join_gradients([torch.tensor([1.0]), torch.tensor([3.0])], [3, 1]))  # three tokens pull at 1, one at 3""",
+print(join_gradients([torch.tensor([1.0]), torch.tensor([3.0])], [3, 1]))  # three pull at 1, one at 3 (right: 1.5)""",
         checker=check_join_gradients,
         hints=(
             "From a mean and a count follows the sum. The same thought as in exercise 7.1.",

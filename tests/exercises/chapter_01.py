@@ -4,12 +4,18 @@ from answers import Answers
 
 ANSWERS = {
     "1.1": Answers(
-        right=["def allowed_pairs(T):\n    return sum(range(T + 1))"],
+        right=[
+            "def allowed_pairs(T):\n    return 2 * sum(range(T // 2 + 1))",
+            "def allowed_pairs(T):\n    return T * (T + 2) / 4",
+        ],
         wrong={
             "the whole square": "def allowed_pairs(T):\n    return T * T",
-            "the diagonal is missing": "def allowed_pairs(T):\n    return T * (T - 1) // 2",
-            "not by half": "def allowed_pairs(T):\n    return T * T / 2",
-            "returns nothing": "def allowed_pairs(T):\n    T * (T + 1) // 2",
+            "one long text": "def allowed_pairs(T):\n    return T * (T + 1) // 2",
+            "the diagonal is missing": "def allowed_pairs(T):\n    return T * (T - 2) // 4",
+            "not by half": "def allowed_pairs(T):\n    return T * T / 4",
+            "sees the tokens after it": "def allowed_pairs(T):\n    return 2 * (T // 2) ** 2",
+            "one of the two texts only": "def allowed_pairs(T):\n    return T // 2 * (T // 2 + 1) // 2",
+            "returns nothing": "def allowed_pairs(T):\n    T * (T + 2) // 4",
         },
     ),
     "1.2": Answers(
@@ -43,6 +49,19 @@ import torch
 def sliding_mask(T, window):
     i = torch.arange(T)
     return (i[:, None] - i).abs() < window
+""",
+            "the distance must be at least 0": """
+import torch
+
+def sliding_mask(T, window):
+    return torch.arange(T)[:, None] - torch.arange(T) < window
+""",
+            "up to `window` tokens": """
+import torch
+
+def sliding_mask(T, window):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    return (distance >= 0) & (distance < window - 1)
 """,
             "rows and columns have changed places": """
 import torch
@@ -119,6 +138,33 @@ def decoder_attention(query, key, value):
     allowed = torch.ones(T, T, dtype=torch.bool).tril(-1)
     return scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ value
 """,
+            "The last query then sees nothing": """
+import torch
+
+def decoder_attention(query, key, value):
+    T = query.shape[-2]
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    forbidden = torch.ones(T, T, dtype=torch.bool).tril()
+    return scores.masked_fill(forbidden, float("-inf")).softmax(-1) @ value
+""",
+            "`masked_fill` fills where it is True": """
+import torch
+
+def decoder_attention(query, key, value):
+    T = query.shape[-2]
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    forbidden = torch.ones(T, T, dtype=torch.bool).tril()
+    return scores.masked_fill(forbidden, -1e9).softmax(-1) @ value
+""",
+            "are -1e9 they give equal shares": """
+import torch
+
+def decoder_attention(query, key, value):
+    T = query.shape[-2]
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    forbidden = torch.ones(T, T, dtype=torch.bool).triu()
+    return scores.masked_fill(forbidden, -1e9).softmax(-1) @ value
+""",
             "division by the root of D is gone": """
 import torch
 
@@ -147,6 +193,20 @@ import torch
 
 def first_weights(C, D, seed):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((C, D)) / C**0.5).float()
+""",
+            """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.init.orthogonal_(torch.empty(C, D), generator=generator)
+""",
+            """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(C, D, generator=generator) - 0.5) * (12 / C) ** 0.5
 """,
         ],
         wrong={
@@ -179,6 +239,69 @@ import torch
 
 def first_weights(C, D, seed):
     return torch.randn(C, D, generator=torch.Generator().manual_seed(seed)) / D**0.5
+""",
+            "grows with D and not with its root": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(C, D, generator=generator) * (3 / C) ** 0.5
+""",
+            "are not centred on zero": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(C, D, generator=generator) + 0.5) / C**0.5
+""",
+            "variance 0.0004 C": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return 0.02 * torch.randn(C, D, generator=generator)
+""",
+            "variance 1/12": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(C, D, generator=generator) - 0.5) / C**0.5
+""",
+            "variance 1/3": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.rand(C, D, generator=generator) - 1) / C**0.5
+""",
+            "0.58 whatever C is": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(C, D, generator=generator) - 1
+""",
+            "a ReLU that follows": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(C, D, generator=generator) * (2 / C) ** 0.5
+""",
+            "a compromise with the way back": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(C, D, generator=generator) * (2 / (C + D)) ** 0.5
+""",
+            "the weights repeat": """
+import torch
+
+def first_weights(C, D, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(C, 1, generator=generator).repeat(1, D) / C**0.5
 """,
             "all weights are equal": """
 import torch
@@ -228,6 +351,46 @@ def join_blocks(m1, s1, o1, m2, s2, o2):
     m = torch.maximum(m1, m2)
     a, b = s1 * (m1 - m).exp(), s2 * (m2 - m).exp()
     return m, a + b, a * o1 + b * o2
+""",
+            "the outputs are right, but the sum is not": """
+import torch
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    m = torch.maximum(m1, m2)
+    a, b = s1 * (m1 - m).exp(), s2 * (m2 - m).exp()
+    return m, s1 + s2, (a * o1 + b * o2) / (a + b)
+""",
+            "then divided by s1 + s2": """
+import torch
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    m = torch.maximum(m1, m2)
+    a, b = s1 * (m1 - m).exp(), s2 * (m2 - m).exp()
+    return m, s1 + s2, (a * o1 + b * o2) / (s1 + s2)
+""",
+            "by exp of the maxima alone": """
+import torch
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    m = torch.maximum(m1, m2)
+    a, b = (m1 - m).exp(), (m2 - m).exp()
+    return m, s1 * a + s2 * b, (a * o1 + b * o2) / (a + b)
+""",
+            "weigh o1 by s1 * exp(m1 - m)": """
+import torch
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    m = torch.maximum(m1, m2)
+    a, b = (m1 - m).exp(), (m2 - m).exp()
+    return m, s1 * a + s2 * b, (a * o1 + b * o2) / (s1 * a + s2 * b)
+""",
+            "not their sum": """
+import torch
+
+def join_blocks(m1, s1, o1, m2, s2, o2):
+    m = m1 + m2
+    a, b = s1 * (m1 - m).exp(), s2 * (m2 - m).exp()
+    return m, a + b, (a * o1 + b * o2) / (a + b)
 """,
             "holds NaN": """
 import torch

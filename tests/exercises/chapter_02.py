@@ -20,6 +20,14 @@ def attention_parameters(C, H, G):
 def attention_parameters(C, H, G):
     return 4 * (C * C + C)
 """,
+            "the weights without biases, and as if G = H": """
+def attention_parameters(C, H, G):
+    return 4 * C * C
+""",
+            "multiply by G, do not divide": """
+def attention_parameters(C, H, G):
+    return 2 * (C * C + C) + 2 * (C * C + C) // G
+""",
             "a head only makes D": """
 def attention_parameters(C, H, G):
     return H * 4 * (C * C + C)
@@ -49,6 +57,13 @@ def join_heads(heads):
         result[:, :, i * D : (i + 1) * D] = head
     return result
 """,
+            """
+import numpy as np
+import torch
+
+def join_heads(heads):
+    return torch.from_numpy(np.concatenate([head.numpy() for head in heads], axis=-1))
+""",
         ],
         wrong={
             "does not move any axis": """
@@ -75,6 +90,18 @@ import torch
 
 def join_heads(heads):
     return torch.cat(heads, dim=1)
+""",
+            "reverse order": """
+import torch
+
+def join_heads(heads):
+    return torch.cat(heads[::-1], dim=-1)
+""",
+            "the mean of the heads": """
+import torch
+
+def join_heads(heads):
+    return torch.stack(heads).mean(dim=0)
 """,
             "transposed and then viewed as if": """
 import torch
@@ -112,6 +139,25 @@ def pooled_heads(weight, H, G):
     D, C = weight.shape[0] // H, weight.shape[1]
     return weight.view(G * D, H // G, C).mean(dim=1)
 """,
+            "divided by G, the number of groups": """
+def pooled_heads(weight, H, G):
+    D, C = weight.shape[0] // H, weight.shape[1]
+    return weight.view(G, H // G, D, C).sum(dim=1).reshape(G * D, C) / G
+""",
+            "the first G heads": """
+def pooled_heads(weight, H, G):
+    return weight[: G * (weight.shape[0] // H)]
+""",
+            "columns were averaged": """
+def pooled_heads(weight, H, G):
+    return weight.view(weight.shape[0], -1, H // G).mean(dim=-1)
+""",
+            "it need not be C // H": """
+def pooled_heads(weight, H, G):
+    C = weight.shape[1]
+    D = C // H
+    return weight.view(G, H // G, D, C).mean(dim=1).reshape(G * D, C)
+""",
             "only the first head": """
 def pooled_heads(weight, H, G):
     D, C = weight.shape[0] // H, weight.shape[1]
@@ -131,7 +177,15 @@ def distance_bias(T, H):
             for s in range(t + 1):
                 bias[h, t, s] = (s - t) / 2 ** (8 * (h + 1) / H)
     return bias
-"""
+""",
+            """
+import torch
+
+def distance_bias(T, H):
+    slopes = 2 ** (-8 * torch.arange(1, H + 1, dtype=torch.float64) / H)
+    bias = slopes.view(H, 1, 1) * -torch.arange(T).view(T, 1).sub(torch.arange(T))
+    return bias + torch.full((T, T), float("-inf")).triu(1)
+""",
         ],
         wrong={
             "the sign is wrong": """
@@ -157,6 +211,51 @@ def distance_bias(T, H):
     distance = torch.arange(T)[:, None] - torch.arange(T)
     slopes = 2.0 ** (-8 * torch.arange(1, H + 1) / H)
     return -slopes[:, None, None] * distance.abs()
+""",
+            "write float('-inf')": """
+import torch
+
+def distance_bias(T, H):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    h = torch.arange(1, H + 1)
+    slopes = 2.0 ** (-8 * h / H)
+    return (-slopes[:, None, None] * distance).masked_fill(distance < 0, -1e9)
+""",
+            "is right for H = 8 only": """
+import torch
+
+def distance_bias(T, H):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    h = torch.arange(1, H + 1)
+    slopes = 2.0**-h
+    return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
+""",
+            "with `/`": """
+import torch
+
+def distance_bias(T, H):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    h = torch.arange(1, H + 1)
+    slopes = 2.0 ** (-8 * h // H)
+    return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
+""",
+            "reverse order": """
+import torch
+
+def distance_bias(T, H):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    h = torch.arange(1, H + 1)
+    slopes = 2.0 ** (-8 * h.flip(0) / H)
+    return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
+""",
+            "rows and columns have changed places": """
+import torch
+
+def distance_bias(T, H):
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    h = torch.arange(1, H + 1)
+    slopes = 2.0 ** (-8 * h / H)
+    return (-slopes[:, None, None] * distance).masked_fill(distance < 0, float("-inf")).mT
 """,
             "the same slope": """
 import torch

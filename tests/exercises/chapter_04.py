@@ -3,7 +3,7 @@
 from answers import Answers
 
 _LEARN = """
-def learn(words, count):
+def learn_vocabulary(words, count):
     merges = []
     words = [[list(ids), frequency] for ids, frequency in words]
     for new in range(256, 256 + count):
@@ -48,6 +48,75 @@ def apply_merges(ids, merges):
         ids = replace(ids, merges[first], 256 + first)
 """
 
+_STUTTER = """
+def stutter(ids, pair, new):
+    found = [i for i in range(len(ids) - 1) if (ids[i], ids[i + 1]) == tuple(pair)]
+    return [new if i in found else t for i, t in enumerate(ids) if i in found or i - 1 not in found]
+"""
+
+_FROM_RIGHT = """
+def from_right(ids, pair, new):
+    ids = list(ids)
+    for i in range(len(ids) - 2, -1, -1):
+        if tuple(ids[i : i + 2]) == tuple(pair):
+            ids[i : i + 2] = [new]
+    return ids
+"""
+
+_APPLY = """
+def apply_merges(ids, merges):
+    for number, pair in enumerate(merges):
+        ids = {}(ids, pair, 256 + number)
+    return ids
+"""
+
+_PICK = """
+from collections import Counter
+
+def apply_merges(ids, merges):
+    spelled = {{i: 1 for i in range(256)}}
+    for number, (left, right) in enumerate(merges):
+        spelled[256 + number] = spelled[left] + spelled[right]
+    ids = list(ids)
+    while there := [pair for pair in zip(ids, ids[1:]) if pair in merges]:
+        pair = {}
+        new = 256 + merges.index(pair)
+        i = 0
+        while i < len(ids) - 1:
+            if (ids[i], ids[i + 1]) == pair:
+                ids[i : i + 2] = [new]
+            i += 1
+    return ids
+"""
+
+_LEARN_WITH = """
+from collections import Counter
+
+def learn_vocabulary(words, count):
+    merges = []
+    for new in range({first}, {first} + count):
+        counts = Counter()
+        for ids, frequency in words:
+            for pair in zip(ids, ids[1:]):
+                counts[pair] += frequency
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        words = [({merge}(ids, best, new), frequency) for ids, frequency in words]
+    return merges
+"""
+
+_REPLACE = """
+def replace(ids, pair, new):
+    result, i = [], 0
+    while i < len(ids):
+        here = tuple(ids[i : i + 2]) == tuple(pair)
+        result.append(new if here else ids[i])
+        i += 2 if here else 1
+    return result
+"""
+
 ANSWERS = {
     "4.1": Answers(
         right=[
@@ -62,6 +131,12 @@ def bytes_of(text):
             "as in UTF-16": "def bytes_of(text):\n    return 2 * len(text), 2.0",
             "upside down": "def bytes_of(text):\n    return len(text.encode()), len(text) / len(text.encode())",
             "2 results are expected": "def bytes_of(text):\n    return len(text.encode())",
+            "one number for the whole text": """
+def bytes_of(text):
+    return len(text.encode()), [len(character.encode()) for character in text]
+""",
+            "cuts the fraction off": "def bytes_of(text):\n    return len(text.encode()), len(text.encode()) // len(text)",
+            "mean was rounded": "def bytes_of(text):\n    return len(text.encode()), round(len(text.encode()) / len(text))",
         },
     ),
     "4.2": Answers(
@@ -101,6 +176,30 @@ def count_pairs(words):
     for ids, frequency in words:
         for i in range(0, len(ids) - 1, 2):
             counts[ids[i], ids[i + 1]] += frequency
+    return counts
+""",
+            "border of two words": """
+from collections import Counter
+
+def count_pairs(words):
+    everything = [i for ids, frequency in words for i in ids * frequency]
+    return Counter(zip(everything, everything[1:]))
+""",
+            "overwrites what was counted before": """
+def count_pairs(words):
+    return {pair: frequency for ids, frequency in words for pair in zip(ids, ids[1:])}
+""",
+            "occurrences that overlap count": """
+from collections import Counter
+
+def count_pairs(words):
+    counts = Counter()
+    for ids, frequency in words:
+        last = {}
+        for i, pair in enumerate(zip(ids, ids[1:])):
+            if last.get(pair, -2) < i - 1:
+                counts[pair] += frequency
+                last[pair] = i
     return counts
 """,
             "the wrong way round": """
@@ -147,6 +246,28 @@ def merge(ids, pair, new_id):
         i -= 1
     return ids
 """,
+            "a `for` loop, which sets i anew": """
+def merge(ids, pair, new_id):
+    merged = []
+    for i in range(len(ids)):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 1
+        else:
+            merged.append(ids[i])
+    return merged
+""",
+            "use `while`": """
+def merge(ids, pair, new_id):
+    merged = []
+    for i in range(len(ids) - 1):
+        if (ids[i], ids[i + 1]) == pair:
+            merged.append(new_id)
+            i += 2
+        else:
+            merged.append(ids[i])
+    return merged
+""",
             "only the first occurrence": """
 def merge(ids, pair, new_id):
     for i in range(len(ids) - 1):
@@ -171,7 +292,15 @@ def merge(ids, pair, new_id):
     "4.4": Answers(
         right=[_ENCODE],
         wrong={
-            "comes first in the text": """
+            "the merge learned first has priority": _PICK.format(
+                "max(there, key=lambda p: spelled[p[0]] + spelled[p[1]])"
+            ),
+            "the most frequent one": _PICK.format("Counter(there).most_common(1)[0][0]"),
+            "Test your merge on `a a a`": _STUTTER + _APPLY.format("stutter"),
+            "goes from left to right": _FROM_RIGHT + _APPLY.format("from_right"),
+            "makes the token 256 + i": _ENCODE.replace("256 + first", "first"),
+            "the new ids begin at 256": _REPLACE + _APPLY.replace("256 + ", "").format("replace"),
+            "not the leftmost pair": """
 def apply_merges(ids, merges):
     ids = list(ids)
     changed = True
@@ -199,20 +328,24 @@ def apply_merges(ids, merges):
         },
     ),
     "4.5": Answers(
-        right=[_LEARN],
+        right=[_LEARN, _REPLACE + _LEARN_WITH.format(first=256, merge="replace")],
         wrong={
             "frequencies of the words": _LEARN.replace("+ frequency", "+ 1"),
             "take the one with the smaller ids": _LEARN.replace("== most)[0]", "== most)[-1]"),
             "there are new neighbours": """
 from collections import Counter
 
-def learn(words, count):
+def learn_vocabulary(words, count):
     counts = Counter()
     for ids, frequency in words:
         for pair in zip(ids, ids[1:]):
             counts[pair] += frequency
     return sorted(counts, key=lambda pair: (-counts[pair], pair))[:count]
 """,
+            "Test your merge on `a a a`": _STUTTER + _LEARN_WITH.format(first=256, merge="stutter"),
+            "goes from left to right": _FROM_RIGHT + _LEARN_WITH.format(first=256, merge="from_right"),
+            "the first new id is 256, not 257": _REPLACE + _LEARN_WITH.format(first=257, merge="replace"),
+            "were not stored": "def same(ids, *_):\n    return ids\n" + _LEARN_WITH.format(first=256, merge="same"),
             "rarest pair": _LEARN.replace("max(counts.values())", "min(counts.values())"),
         },
     ),

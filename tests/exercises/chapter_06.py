@@ -53,12 +53,32 @@ def root_schedule(step, warmup):
     return min((step + 1) / warmup, warmup / (step + 1))
 """,
             "no warm-up": "def root_schedule(step, warmup):\n    return (warmup / (step + 1)) ** 0.5",
+            "count from 1, step + 1": """
+def root_schedule(step, warmup):
+    return step / warmup if step < warmup else (warmup / (step + 1)) ** 0.5
+""",
+            "use step + 1 there, too": """
+def root_schedule(step, warmup):
+    return (step + 1) / warmup if step < warmup else (warmup / step) ** 0.5
+""",
+            "it jumps from 1 to": """
+def root_schedule(step, warmup):
+    return (step + 1) / warmup if step < warmup else 1 / (step + 1) ** 0.5
+""",
+            "the highest point is not 1": """
+def root_schedule(step, warmup):
+    return min((step + 1) / warmup, 1 / (step + 1) ** 0.5)
+""",
+            "one step too long": """
+def root_schedule(step, warmup):
+    return (step + 1) / warmup if step <= warmup else (warmup / (step + 1)) ** 0.5
+""",
         },
     ),
     "6.2": Answers(
         right=[_STEP],
         wrong={
-            "still multiplied by the scale": """
+            "the larger it is, the shorter the step": """
 import torch
 
 def scaled_step(weights, scaled_gradients, scale, limit, rate):
@@ -70,6 +90,7 @@ def scaled_step(weights, scaled_gradients, scale, limit, rate):
         gradients = [g * limit / norm for g in gradients]
     return [w - rate * g / scale for w, g in zip(weights, gradients)]
 """,
+            "by the scale twice": _STEP.replace("piece.view_as(w)", "piece.view_as(w) / scale"),
             "never divided": _STEP.replace("flat = flat / scale", "pass"),
             "was made longer": _STEP.replace("if length > limit", "if True"),
             "by its own norm": """
@@ -114,6 +135,18 @@ def safe_scale(largest):
     return 2.0 ** math.ceil(math.log2(65504 / largest))
 """,
             "not a power of two": "def safe_scale(largest):\n    return 65504 / largest",
+            "it may be smaller than 1": """
+import math
+
+def safe_scale(largest):
+    return max(1.0, 2.0 ** math.floor(math.log2(65504 / largest)))
+""",
+            "use `math.floor`": """
+import math
+
+def safe_scale(largest):
+    return 2.0 ** int(math.log2(65504 / largest))
+""",
             "2 to its power": """
 import math
 
@@ -134,6 +167,26 @@ def safe_scale(largest):
             "only the sign": _LION.replace(".sign()", ""),
             "mixed with beta2": _LION.replace("1 - beta2", "1 - beta1"),
             "multiplied by the rate, too": _LION.replace("1 - rate * decay", "1 - decay"),
+            "sign(0) is 0": """
+import torch
+
+def lion_step(weight, gradient, momentum, rate, beta1, beta2, decay):
+    direction = torch.where(beta1 * momentum + (1 - beta1) * gradient > 0, 1.0, -1.0)
+    return weight - rate * (direction + decay * weight), beta2 * momentum + (1 - beta2) * gradient
+""",
+            "only decays": """
+def lion_step(weight, gradient, momentum, rate, beta1, beta2, decay):
+    mixed = beta1 * momentum + (1 - beta1) * gradient
+    return weight - rate * (mixed / mixed.abs() + decay * weight), beta2 * momentum + (1 - beta2) * gradient
+""",
+            "was updated before": """
+def lion_step(weight, gradient, momentum, rate, beta1, beta2, decay):
+    momentum = beta2 * momentum + (1 - beta2) * gradient
+    direction = (beta1 * momentum + (1 - beta1) * gradient).sign()
+    return weight - rate * (direction + decay * weight), momentum
+""",
+            "first the new weight": _LION.replace("return weight, momentum", "return momentum, weight"),
+            "the old momentum was returned": _LION.replace("momentum.lerp_(gradient, 1 - beta2)", "pass"),
             "from the new momentum": """
 def lion_step(weight, gradient, momentum, rate, beta1, beta2, decay):
     momentum = beta2 * momentum + (1 - beta2) * gradient
@@ -144,7 +197,7 @@ def lion_step(weight, gradient, momentum, rate, beta1, beta2, decay):
     "6.5": Answers(
         right=[
             """
-def verdict(losses_a, losses_b):
+def judge(losses_a, losses_b):
     # Student's t with pooled variance, and the 5 % limits from a table
     n = len(losses_a)
     mean_a, mean_b = sum(losses_a) / n, sum(losses_b) / n
@@ -153,25 +206,73 @@ def verdict(losses_a, losses_b):
     if abs(t) < {4: 2.447, 5: 2.306, 6: 2.228, 7: 2.179, 8: 2.145}[n]:
         return "unclear"
     return "a" if sum(losses_a) < sum(losses_b) else "b"
-"""
+""",
+            """
+import random
+
+def judge(losses_a, losses_b):
+    # permutations: how often does chance alone make so large a difference?
+    n, both = len(losses_a), losses_a + losses_b
+    difference = sum(losses_a) - sum(losses_b)
+    shuffled = [random.sample(both, 2 * n) for _ in range(300)]
+    if sum(abs(sum(s[:n]) - sum(s[n:])) >= abs(difference) for s in shuffled) > 0.07 * 300:
+        return "unclear"
+    return "a" if difference < 0 else "b"
+""",
+            """
+def judge(losses_a, losses_b):
+    if max(losses_a) < min(losses_b):
+        return "a"
+    return "b" if max(losses_b) < min(losses_a) else "unclear"
+""",
+            """
+def judge(losses_a, losses_b):
+    difference = (sum(losses_a) - sum(losses_b)) / len(losses_a)
+    if abs(difference) <= max(max(losses_a) - min(losses_a), max(losses_b) - min(losses_b)):
+        return "unclear"
+    return "a" if difference < 0 else "b"
+""",
         ],
         wrong={
             "always name a winner": """
-def verdict(losses_a, losses_b):
+def judge(losses_a, losses_b):
     return "a" if sum(losses_a) < sum(losses_b) else "b"
 """,
             "your limit is a fixed number": """
-def verdict(losses_a, losses_b):
+def judge(losses_a, losses_b):
     difference = sum(losses_a) / len(losses_a) - sum(losses_b) / len(losses_b)
     if abs(difference) < 0.02:
         return "unclear"
     return "a" if difference < 0 else "b"
 """,
-            "never find anything": "def verdict(losses_a, losses_b):\n    return 'unclear'",
+            "never find anything": "def judge(losses_a, losses_b):\n    return 'unclear'",
+            "you never name b": """
+def judge(losses_a, losses_b):
+    return "a" if max(losses_a) < min(losses_b) else "unclear"
+""",
+            "you never name a": """
+def judge(losses_a, losses_b):
+    return "b" if max(losses_b) < min(losses_a) else "unclear"
+""",
+            "a fixed number. What": """
+def judge(losses_a, losses_b):
+    difference = sum(losses_a) / len(losses_a) - sum(losses_b) / len(losses_b)
+    if abs(difference) < 6:
+        return "unclear"
+    return "a" if difference < 0 else "b"
+""",
+            "you are too careful": """
+def judge(losses_a, losses_b):
+    ranges = max(losses_a) - min(losses_a) + max(losses_b) - min(losses_b)
+    difference = (sum(losses_a) - sum(losses_b)) / len(losses_a)
+    if abs(difference) < 1.3 * ranges:
+        return "unclear"
+    return "a" if difference < 0 else "b"
+""",
             "name the worse one": """
 from statistics import mean, stdev
 
-def verdict(losses_a, losses_b):
+def judge(losses_a, losses_b):
     difference = mean(losses_a) - mean(losses_b)
     error = (stdev(losses_a) ** 2 / len(losses_a) + stdev(losses_b) ** 2 / len(losses_b)) ** 0.5
     if abs(difference) < 2.3 * error:
@@ -181,7 +282,7 @@ def verdict(losses_a, losses_b):
             "cry wolf": """
 from statistics import mean, stdev
 
-def verdict(losses_a, losses_b):
+def judge(losses_a, losses_b):
     difference = mean(losses_a) - mean(losses_b)
     if abs(difference) < 0.3 * stdev(losses_a):
         return "unclear"

@@ -2,6 +2,32 @@
 
 from answers import Answers
 
+_LUCK = """
+import math
+
+def by_luck(only_a, only_b, agree):
+    n, k = only_a + only_b, max(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n)
+"""
+
+_MATCHES = """
+from collections import Counter
+
+def clipped_matches(candidate, reference, n):
+    a, b = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, reference))
+    return (a & b).total(), a.total()
+"""
+
+_SEARCH = """
+import torch
+from torch.nn import functional as F
+
+def fit_temperature(logits, targets):
+    grid = torch.logspace(LOW, HIGH, 1000)
+    losses = [F.cross_entropy(logits / t, targets).item() for t in grid]
+    return grid[losses.index(min(losses))].item()
+"""
+
 _FIT = """
 import torch
 from torch.nn import functional as F
@@ -22,7 +48,7 @@ ANSWERS = {
             """
 import torch
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     means, weights = torch.tensor(batch_means, dtype=torch.float64), torch.tensor(counts, dtype=torch.float64)
     return (means * weights / weights.sum()).sum().exp().item()
 """
@@ -31,26 +57,26 @@ def perplexity(batch_means, counts):
             "perplexities were averaged. Average": """
 import math
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     return sum(c * math.exp(m) for m, c in zip(batch_means, counts)) / sum(counts)
 """,
             "every batch counts alike, however few": """
 import math
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     total = 0
     for m in batch_means:
         total += m
     return math.e ** (total / len(counts))
 """,
             "exp of it": """
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     return sum(m * c for m, c in zip(batch_means, counts)) / sum(counts)
 """,
             "number of batches, not of tokens": """
 import math
 
-def perplexity(batch_means, counts):
+def text_perplexity(batch_means, counts):
     return math.exp(sum(m * c for m, c in zip(batch_means, counts)) / len(counts))
 """,
         },
@@ -60,32 +86,44 @@ def perplexity(batch_means, counts):
             """
 import torch
 
-def min_p(probabilities, p):
+def min_p(probabilities, least):
     logs = probabilities.log()
     # a hair of room, since logarithms are rounded
-    keep = logs - logs.max(-1, keepdim=True).values >= torch.tensor(p, dtype=logs.dtype).log() - 1e-6
+    keep = logs - logs.max(-1, keepdim=True).values >= torch.tensor(least, dtype=logs.dtype).log() - 1e-6
     logs[~keep] = -torch.inf
     return logs.softmax(-1)
 """
         ],
         wrong={
             "share of the *largest*": """
-def min_p(probabilities, p):
-    kept = probabilities * (probabilities >= p)
+def min_p(probabilities, least):
+    kept = probabilities * (probabilities >= least)
     return kept / kept.sum(-1, keepdim=True)
 """,
             "does not sum to 1": """
-def min_p(probabilities, p):
-    return probabilities * (probabilities >= p * probabilities.amax(-1, keepdim=True))
+def min_p(probabilities, least):
+    return probabilities * (probabilities >= least * probabilities.amax(-1, keepdim=True))
 """,
             "each row has its own": """
-def min_p(probabilities, p):
-    kept = probabilities * (probabilities >= p * probabilities.max())
+def min_p(probabilities, least):
+    kept = probabilities * (probabilities >= least * probabilities.max())
     return kept / kept.sum(-1, keepdim=True)
 """,
+            "changes their ratios": """
+import torch
+
+def min_p(probabilities, least):
+    top = probabilities.amax(-1, keepdim=True)
+    return probabilities.masked_fill(probabilities < least * top, -torch.inf).softmax(-1)
+""",
+            "use dim=-1": """
+def min_p(probabilities, least):
+    kept = probabilities * (probabilities >= least * probabilities.amax(1, keepdim=True))
+    return kept / kept.sum(1, keepdim=True)
+""",
             "it changes the ratios": """
-def min_p(probabilities, p):
-    return (probabilities * (probabilities >= p * probabilities.amax(-1, keepdim=True))).softmax(-1)
+def min_p(probabilities, least):
+    return (probabilities * (probabilities >= least * probabilities.amax(-1, keepdim=True))).softmax(-1)
 """,
         },
     ),
@@ -123,6 +161,13 @@ def clipped_matches(candidate, reference, n):
     a, b = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, reference))
     return (a & b).total(), b.total()
 """,
+            "must not fall below 0": _MATCHES.replace("a.total()", "len(candidate) - n + 1"),
+            "joined without a space": _MATCHES.replace("tuple(w[i : i + n])", "''.join(w[i : i + n])"),
+            "grams of all lengths": _MATCHES.replace(
+                "Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1))",
+                "Counter(tuple(w[i : i + k]) for k in range(1, n + 1) for i in range(len(w) - k + 1))",
+            ),
+            "one that was there before": _MATCHES.replace("a.total()", "len(a)"),
             "single words were counted": """
 from collections import Counter
 
@@ -134,7 +179,15 @@ def clipped_matches(candidate, reference, n):
     "7.4": Answers(
         right=[
             """
-def by_luck(only_a, only_b, both):
+from fractions import Fraction
+from math import comb
+
+def by_luck(only_a, only_b, agree):
+    n, k = only_a + only_b, max(only_a, only_b)
+    return min(Fraction(1), 2 * sum(Fraction(comb(n, i), 2**n) for i in range(k, n + 1)))
+""",
+            """
+def by_luck(only_a, only_b, agree):
     n = only_a + only_b
     # the distribution of the number of heads, one throw after another
     chances = [1.0]
@@ -142,41 +195,74 @@ def by_luck(only_a, only_b, both):
         chances = [(a + b) / 2 for a, b in zip([0.0] + chances, chances + [0.0])]
     gap = abs(only_a - only_b)
     return min(1.0, sum(c for heads, c in enumerate(chances) if abs(n - 2 * heads) >= gap))
-"""
+""",
         ],
         wrong={
             "count both sides": """
 import math
 
-def by_luck(only_a, only_b, both):
+def by_luck(only_a, only_b, agree):
     n, k = only_a + only_b, max(only_a, only_b)
     return sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
 """,
             "even more extreme": """
 import math
 
-def by_luck(only_a, only_b, both):
+def by_luck(only_a, only_b, agree):
     n = only_a + only_b
     return min(1.0, 2 * math.comb(n, only_a) / 2**n)
 """,
             "at most 1": """
 import math
 
-def by_luck(only_a, only_b, both):
+def by_luck(only_a, only_b, agree):
     n, k = only_a + only_b, max(only_a, only_b)
     return 2 * sum(math.comb(n, i) for i in range(k, n + 1)) / 2**n
+""",
+            "leave them out of n": _LUCK.replace("n, k = only_a + only_b", "n, k = only_a + only_b + agree"),
+            "not at k + 1": _LUCK.replace("range(k, n + 1)", "range(k + 1, n + 1)"),
+            "ends before n": _LUCK.replace("range(k, n + 1)", "range(k, n)"),
+            "begin with the larger": _LUCK.replace("max(only_a, only_b)", "only_a"),
+            "differ nowhere": _LUCK.replace("return min(", "return n and min("),
+            "one given side": """
+from fractions import Fraction
+from math import comb
+
+def by_luck(only_a, only_b, agree):
+    n, k = only_a + only_b, max(only_a, only_b)
+    return Fraction(sum(comb(n, i) for i in range(k, n + 1)), 2**n)
+""",
+            "A simulation only comes near": """
+import random
+
+chance = random.Random(0)
+
+def by_luck(only_a, only_b, agree):
+    n, hits = only_a + only_b, 0
+    for _ in range(2000):
+        heads = sum(chance.random() < 0.5 for _ in range(n))
+        hits += abs(2 * heads - n) >= abs(only_a - only_b)
+    return hits / 2000
 """,
             "normal approximation": """
 import math
 
-def by_luck(only_a, only_b, both):
+def by_luck(only_a, only_b, agree):
     n = only_a + only_b
     return math.erfc(abs(only_a - only_b) / math.sqrt(2 * n)) if n else 1.0
 """,
         },
     ),
     "7.5": Answers(
-        right=[_FIT],
+        right=[
+            _FIT,
+            """
+from torch.nn import functional as F
+
+def fit_temperature(logits, targets):
+    return min((i / 100 for i in range(5, 2001)), key=lambda t: F.cross_entropy(logits / t, targets).item())
+""",
+        ],
         wrong={
             "leaves the logits as they are": "def fit_temperature(logits, targets):\n    return 1.0",
             "one over the best one": _FIT.replace("/ 2.718281828**x", "* 2.718281828**x"),
@@ -184,6 +270,18 @@ def by_luck(only_a, only_b, both):
                 "F.cross_entropy(logits.double() / 2.718281828**x, targets).item()",
                 "-(logits.argmax(-1) == targets).float().mean().item()",
             ),
+            "your search ends at 0.3": _SEARCH.replace("LOW", "-0.5229").replace("HIGH", "0.6021"),
+            "your search ends at 4": _SEARCH.replace("LOW", "-1.3").replace("HIGH", "0.6021"),
+            "your search ends at 1": _SEARCH.replace("LOW", "0.0").replace("HIGH", "1.3"),
+            "that is the lowest loss": _FIT.replace("return 2.718281828 **", "return loss"),
+            "not another measure": _FIT.replace(
+                "F.cross_entropy(logits.double() / 2.718281828**x, targets).item()",
+                "(F.one_hot(targets, logits.shape[1]) - (logits / 2.718281828**x).softmax(-1)).pow(2).mean().item()",
+            ),
+            "an index instead of a value": _SEARCH.replace("LOW", "-1.3")
+            .replace("HIGH", "1.3")
+            .replace("grid[losses.index(min(losses))].item()", "losses.index(min(losses))"),
+            "so accuracy cannot choose": "def fit_temperature(logits, targets):\n    return 5.0",
             "search more finely": """
 from torch.nn import functional as F
 

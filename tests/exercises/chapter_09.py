@@ -19,6 +19,17 @@ def fit_rewards(wins):
     return rewards.detach() - rewards.detach().mean()
 """
 
+_ZERMELO = """
+import torch
+
+def fit_rewards(wins):
+    strengths = torch.ones(len(wins), dtype=torch.float64)
+    for _ in range(1000):
+        strengths = wins.sum(1) / ((wins + wins.T) / (strengths[:, None] + strengths)).sum(1)
+    rewards = strengths.log()
+    return rewards - rewards.mean()
+"""
+
 ANSWERS = {
     "9.1": Answers(
         right=["import math\n\ndef reward_gap(p):\n    return 2 * math.atanh(2 * p - 1)"],
@@ -40,6 +51,12 @@ def rewards_at_end(values, lengths):
         ],
         wrong={
             "one too far": """
+import torch
+
+def rewards_at_end(values, lengths):
+    return values[torch.arange(len(values)), lengths]
+""",
+            "has its last one at n - 1": """
 import torch
 
 def rewards_at_end(values, lengths):
@@ -86,6 +103,33 @@ import math
 def best_accuracy(gaps, sharpness):
     return 1 / (1 + math.exp(-sharpness * sum(map(abs, gaps)) / len(gaps)))
 """,
+            "two *voters* agree": """
+import math
+
+def best_accuracy(gaps, sharpness):
+    p = [1 / (1 + math.exp(-sharpness * gap)) for gap in gaps]
+    return sum(q * q + (1 - q) * (1 - q) for q in p) / len(p)
+""",
+            "the sum over the pairs": """
+import math
+
+def best_accuracy(gaps, sharpness):
+    return sum(1 / (1 + math.exp(-sharpness * abs(gap))) for gap in gaps)
+""",
+            "in per cent": """
+import math
+
+def best_accuracy(gaps, sharpness):
+    return 100 * sum(1 / (1 + math.exp(-sharpness * abs(gap))) for gap in gaps) / len(gaps)
+""",
+            "votes were drawn": """
+import math
+import random
+
+def best_accuracy(gaps, sharpness):
+    p = [1 / (1 + math.exp(-sharpness * abs(gap))) for gap in gaps]
+    return sum(random.random() < q for q in p for _ in range(1000)) / (1000 * len(p))
+""",
             "cannot reach 1": "def best_accuracy(gaps, sharpness):\n    return 1.0",
         },
     ),
@@ -117,15 +161,44 @@ def ranking_loss(rewards):
 def ranking_loss(rewards):
     return (rewards.logcumsumexp(0) - rewards).sum()
 """,
-            "infinity": """
+            "the maximum of what is left": """
 def ranking_loss(rewards):
     left = rewards.softmax(0).flip(0).cumsum(0).flip(0)
     return -(rewards.softmax(0) / left).log().sum()
 """,
+            "what is left may lie far below it": """
+def ranking_loss(rewards):
+    shifted = rewards - rewards.max()
+    return (shifted.exp().flip(0).cumsum(0).flip(0).log() - shifted).sum()
+""",
+            "exp(500) is too large": """
+def ranking_loss(rewards):
+    return sum(rewards[i:].exp().sum().log() - rewards[i] for i in range(len(rewards)))
+""",
+            "no gradient reaches the rewards": """
+def ranking_loss(rewards):
+    return (rewards.flip(0).logcumsumexp(0).flip(0) - rewards).sum().item()
+""",
+            "`torch.tensor([...])` cut it off": """
+import torch
+
+def ranking_loss(rewards):
+    n = len(rewards)
+    return torch.tensor([(torch.logsumexp(rewards[i:], 0) - rewards[i]).item() for i in range(n)]).sum()
+""",
+            "its gradient with respect to the rewards": """
+def ranking_loss(rewards):
+    return (rewards.flip(0).logcumsumexp(0).flip(0).detach() - rewards).sum()
+""",
+            "do not sort": """
+def ranking_loss(rewards):
+    rewards = rewards.sort(descending=True).values
+    return (rewards.flip(0).logcumsumexp(0).flip(0) - rewards).sum()
+""",
         },
     ),
     "9.5": Answers(
-        right=[_FIT],
+        right=[_FIT, _ZERMELO],
         wrong={
             "subtract the mean": _FIT.replace(
                 "return rewards.detach() - rewards.detach().mean()", "return rewards.detach() - rewards.detach()[0]"
@@ -133,7 +206,13 @@ def ranking_loss(rewards):
             "the worst answer has the highest": _FIT.replace(
                 "return rewards.detach() - rewards.detach().mean()", "r = rewards.detach()\n    return r.mean() - r"
             ),
-            "not against whom": """
+            "those are strengths": _ZERMELO.replace("strengths.log()", "strengths").replace(" - rewards.mean()", ""),
+            "shares of votes": """
+def fit_rewards(wins):
+    share = wins.sum(1) / (wins + wins.T).sum(1)
+    return share - share.mean()
+""",
+            "against whom": """
 import torch
 
 def fit_rewards(wins):
@@ -141,7 +220,16 @@ def fit_rewards(wins):
     rewards = (share / (1 - share)).log()
     return rewards - rewards.mean()
 """,
-            "go on for longer": """
+            "divide the gradient by the number of votes": """
+import torch
+
+def fit_rewards(wins):
+    rewards = torch.zeros(len(wins), dtype=torch.float64)
+    for _ in range(500):
+        rewards += 1.5 * (wins - (wins + wins.T) * (rewards[:, None] - rewards).sigmoid()).sum(1)
+    return rewards - rewards.mean()
+""",
+            "answer 0: won 3, your rewards expect 2.0": """
 import torch
 
 def fit_rewards(wins):

@@ -41,6 +41,27 @@ def ppo_loss(logits, old, reference, actions, rewards, clip, beta):
     new = logits.log_softmax(1).gather(1, actions[:, None]).squeeze(1)
     return -((rewards - rewards.mean()) * new).mean()
 """,
+            "ratio = exp(new - old)": _PPO.replace("torch.exp(new - old)", "new - old"),
+            "log-probability times advantage is REINFORCE": _PPO.replace(
+                "torch.max(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip))", "-advantage * new"
+            ),
+            "the product was clipped": _PPO.replace(
+                "torch.max(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip))",
+                "-(ratio * advantage).clamp(1 - clip, 1 + clip)",
+            ),
+            "clip the ratio alone": _PPO.replace(
+                "torch.max(-advantage * ratio, -advantage * torch.clamp(ratio, 1 - clip, 1 + clip))",
+                "-torch.min(ratio * advantage, (ratio * advantage).clamp(1 - clip, 1 + clip))",
+            ),
+            "the KL has no gradient": _PPO.replace("beta * kl.mean()", "beta * kl.mean().detach()"),
+            "its gradient with respect to the logits": _PPO.replace(
+                "    ratio =", "    new = new + (advantage * (new - new.detach())).sum()\n    ratio ="
+            ),
+            "*smaller* one counts": _PPO.replace("torch.max", "torch.min"),
+            "only flattens the policy": """
+def ppo_loss(logits, old, reference, actions, rewards, clip, beta):
+    return -(logits.log_softmax(-1) * rewards[:, None]).mean()
+""",
             "*every* token of the vocabulary": """
 def ppo_loss(logits, old, reference, actions, rewards, clip, beta):
     return -(logits.softmax(-1).log() * rewards.unsqueeze(1)).mean()
@@ -57,10 +78,24 @@ def still_pushed(ratio, advantage, clip):
     ratio = ratio.clone().requires_grad_(True)
     torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum().backward()
     return ratio.grad != 0
-"""
+""",
+            """
+def still_pushed(ratio, advantage, clip):
+    return ratio * advantage <= ratio.clamp(1 - clip, 1 + clip) * advantage
+""",
         ],
         wrong={
             "still pushed back": "def still_pushed(ratio, advantage, clip):\n    return (ratio - 1).abs() < clip",
+            "does not depend on `clip`": """
+import torch
+
+def still_pushed(ratio, advantage, clip):
+    return torch.where(advantage > 0, ratio < 1.2, ratio > 0.8)
+""",
+            "both gains are equal": """
+def still_pushed(ratio, advantage, clip):
+    return ratio * advantage < ratio.clamp(1 - clip, 1 + clip) * advantage
+""",
             "for bad actions": "def still_pushed(ratio, advantage, clip):\n    return ratio < 1 + clip",
             "where the clip stops": """
 import torch
@@ -79,27 +114,47 @@ def still_pushed(ratio, advantage, clip):
             """
 from torch.nn import functional as F
 
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     p = policy_logits.softmax(-1)
     return F.kl_div(reference_logits.log_softmax(-1), p, reduction="none").sum(-1)
 """
         ],
         wrong={
             "the wrong way round": """
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     p, q = policy_logits.log_softmax(-1), reference_logits.log_softmax(-1)
     return (q.exp() * (q - p)).sum(-1)
 """,
             "only after `log_softmax`": """
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     return (policy_logits.softmax(-1) * (policy_logits - reference_logits)).sum(-1)
 """,
             "the cross-entropy": """
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     return -(policy_logits.softmax(-1) * reference_logits.log_softmax(-1)).sum(-1)
 """,
+            "the logarithm of a softmax breaks": """
+def whole_kl(policy_logits, reference_logits):
+    p, q = policy_logits.softmax(-1), reference_logits.softmax(-1)
+    return (p * (p.log() - q.log())).sum(-1)
+""",
+            "`log_softmax` does not": """
+def whole_kl(policy_logits, reference_logits):
+    p, q = policy_logits.softmax(-1), reference_logits.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
+""",
+            "a number was added inside the logarithm": """
+def whole_kl(policy_logits, reference_logits):
+    p, q = policy_logits.softmax(-1), reference_logits.softmax(-1)
+    return (p * ((p + 1e-10).log() - (q + 1e-10).log())).sum(-1)
+""",
+            "the estimator k3": """
+def whole_kl(policy_logits, reference_logits):
+    d = reference_logits.log_softmax(-1) - policy_logits.log_softmax(-1)
+    return (d.exp() - 1 - d).sum(-1)
+""",
             "all positions were added": """
-def exact_kl(policy_logits, reference_logits):
+def whole_kl(policy_logits, reference_logits):
     p, q = policy_logits.log_softmax(-1), reference_logits.log_softmax(-1)
     return (p.exp() * (p - q)).sum()
 """,
@@ -115,7 +170,19 @@ def whiten(values, mask):
     result = torch.zeros_like(values)
     result[mask] = (real - real.mean()) / real.std(correction=0)
     return result
-"""
+""",
+            """
+import torch
+
+def whiten(values, mask):
+    real = values[mask]
+    return torch.where(mask, (values - real.mean()) / (real.var(correction=0) + 1e-5).sqrt(), 0.0)
+""",
+            """
+def whiten(values, mask):
+    real = values[mask]
+    return (values - real.mean()) / (real.std(correction=0) + 1e-5) * mask
+""",
         ],
         wrong={
             "padding included": """
@@ -131,6 +198,24 @@ def whiten(values, mask):
 def whiten(values, mask):
     return (values - values[mask].mean()) / values[mask].std(correction=0)
 """,
+            "the squares were taken before": """
+def whiten(values, mask):
+    real = values[mask]
+    return (values - real.mean()) / (real**2).mean().sqrt() * mask
+""",
+            "one less than their number": """
+def whiten(values, mask):
+    return (values - values[mask].mean()) / values[mask].std() * mask
+""",
+            "whitened by itself": """
+import torch
+
+def whiten(values, mask):
+    result = torch.zeros_like(values)
+    for row, (numbers, real) in enumerate(zip(values, mask)):
+        result[row, real] = (numbers[real] - numbers[real].mean()) / (numbers[real].var(correction=0) + 1e-8).sqrt()
+    return result
+""",
             "deviation still counts": """
 def whiten(values, mask):
     return ((values - values[mask].mean()) / values.std(correction=0)) * mask
@@ -140,7 +225,35 @@ def whiten(values, mask):
     "10.5": Answers(
         right=[_TOKENS],
         wrong={
-            "in a short answer that is padding": """
+            "stands in the last column": """
+def token_rewards(scores, log_probabilities, reference, mask, kl_coefficient):
+    rewards = -kl_coefficient * (log_probabilities - reference)
+    rewards[:, -1] += scores
+    return rewards * mask
+""",
+            "the answer ends at its last True": """
+def token_rewards(scores, log_probabilities, reference, mask, kl_coefficient):
+    rewards = -kl_coefficient * (log_probabilities - reference) * mask
+    rewards[:, -1] += scores
+    return rewards
+""",
+            "the answer begins behind the prompt": """
+import torch
+
+def token_rewards(scores, log_probabilities, reference, mask, kl_coefficient):
+    rewards = -kl_coefficient * (log_probabilities - reference)
+    rewards[torch.arange(len(scores)), mask.sum(1) - 1] += scores
+    return rewards * mask
+""",
+            "the number of choices is not the column": """
+import torch
+
+def token_rewards(scores, log_probabilities, reference, mask, kl_coefficient):
+    rewards = -kl_coefficient * (log_probabilities - reference) * mask
+    rewards[torch.arange(len(scores)), mask.sum(1) - 1] += scores
+    return rewards
+""",
+            "in a short answer in the padding": """
 def token_rewards(scores, log_probabilities, reference, mask, kl_coefficient):
     rewards = -kl_coefficient * (log_probabilities - reference)
     rewards[:, -1] += scores

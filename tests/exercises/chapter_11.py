@@ -2,6 +2,21 @@
 
 from answers import Answers
 
+_WAITING = """
+def stream_text(pieces):
+    shown, waiting = [], b""
+    for piece in pieces:
+        waiting += piece
+        try:
+            shown.append(waiting.decode())
+            waiting = b""
+        except UnicodeDecodeError:
+            shown.append("")
+    if waiting:
+        shown[-1] += waiting.decode(errors="replace")
+    return shown
+"""
+
 _DISCOVER = """
 def discoveries(p_values, share):
     n = len(p_values)
@@ -36,6 +51,26 @@ def tokens_read(turns, question, reply):
     n = turns * (question + reply) - reply
     return n, n
 """,
+            "each *token* of an answer": """
+def tokens_read(turns, question, reply):
+    read = 0
+    for turn in range(turns):
+        for written in range(reply):
+            read += turn * (question + reply) + question + written
+    return read, turns * question + (turns - 1) * reply
+""",
+            "yours has it read the answer": """
+def tokens_read(turns, question, reply):
+    read = history = 0
+    for _ in range(turns):
+        read += history + question + reply
+        history += question + reply
+    return read - reply, turns * question + (turns - 1) * reply
+""",
+            "the last answer is not counted": """
+def tokens_read(turns, question, reply):
+    return sum(t * question + (t - 1) * reply for t in range(1, turns + 1)), turns * (question + reply)
+""",
             "must know what it has said": """
 def tokens_read(turns, question, reply):
     return sum(t * question for t in range(1, turns + 1)), turns * question
@@ -46,11 +81,17 @@ def tokens_read(turns, question, reply):
         right=[
             """
 def kept_turns(turns, question, window):
+    while turns and sum(turns) + question > window:
+        turns.pop(0)
+    return len(turns)
+""",
+            """
+def kept_turns(turns, question, window):
     for first in range(len(turns)):
         if sum(turns[first:]) + question <= window:
             return len(turns) - first
     return 0
-"""
+""",
         ],
         wrong={
             "oldest turns were kept": """
@@ -119,6 +160,25 @@ def stream_text(pieces):
 def stream_text(pieces):
     return b"".join(pieces).decode(errors="replace")
 """,
+            "had to wait": _WAITING,
+            "give '' where nothing can be shown": _WAITING.replace('shown.append("")', "continue")
+            .replace("if waiting:\n        shown[-1] += waiting", "if waiting:\n        shown.append(waiting")
+            .replace('errors="replace")', 'errors="replace"))'),
+            "belongs to the last piece": """
+import codecs
+
+def stream_text(pieces):
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    return [decoder.decode(piece) for piece in pieces] + [decoder.decode(b"", final=True)]
+""",
+            "return a list of": """
+import codecs
+
+def stream_text(pieces):
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for i, piece in enumerate(pieces, 1):
+        yield decoder.decode(piece, i == len(pieces))
+""",
             "never completed": """
 import codecs
 
@@ -129,13 +189,25 @@ def stream_text(pieces):
         },
     ),
     "11.4": Answers(
-        right=[_DISCOVER],
+        right=[
+            _DISCOVER,
+            """
+import numpy as np
+
+def discoveries(p_values, share):
+    p = np.array(p_values)
+    below = np.nonzero(np.sort(p) <= share * np.arange(1, len(p) + 1) / len(p))[0]
+    return p <= np.sort(p)[below[-1]] if len(below) else np.zeros(len(p), bool)
+""",
+        ],
         wrong={
-            "look like discoveries": "def discoveries(p_values, share):\n    return [p <= share for p in p_values]",
+            "about 5 would pass": "def discoveries(p_values, share):\n    return [p <= share for p in p_values]",
             "Bonferroni": """
 def discoveries(p_values, share):
     return [p <= share / len(p_values) for p in p_values]
 """,
+            "exactly on its line": _DISCOVER.replace("] > share", "] >= share"),
+            "is a discovery itself": _DISCOVER.replace("ordered[:k]", "ordered[: max(k - 1, 0)]"),
             "stopped at the first value": """
 def discoveries(p_values, share):
     n, limit = len(p_values), -1

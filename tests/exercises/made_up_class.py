@@ -41,7 +41,7 @@ HOSTILE = {
     ),
     "much memory": "hog = []\nwhile True:\n    hog.append(bytearray(200_000_000))",
     "network": (
-        "import socket\n\ndef allowed_pairs(T):\n    return T * (T + 1) // 2\n\n"
+        "import socket\n\ndef allowed_pairs(T):\n    return T * (T + 2) // 4\n\n"
         "try:\n    socket.create_connection(('127.0.0.1', PORT), timeout=2)\n    allowed_pairs = None\nexcept OSError:\n    pass"
     ),
 }
@@ -82,6 +82,15 @@ def drop_checks(cells):
     cells[:] = [cell for cell in cells if not cell["id"].startswith("check-")]
 
 
+def answer_alone(number, code):
+    """An answer without the lines below it that would call it while the cells run."""
+
+    def change(cells):
+        next(cell for cell in cells if cell["id"] == f"exercise-{number.replace('.', '-')}")["source"] = code
+
+    return change
+
+
 def write_class(folder, students=30, port=9):
     """Write the notebooks of a class; returns what each student should get, as a set of exercises.
 
@@ -89,7 +98,7 @@ def write_class(folder, students=30, port=9):
     """
     right = solutions()
     hang = right | {"1.3": "def decoder_attention(query, key, value):\n    while True:\n        pass"}
-    suicide = right | {"1.5": "def join_blocks(m1, s1, o1, m2, s2, o2):\n    import os\n    os._exit(1)"}
+    suicide = "def join_blocks(m1, s1, o1, m2, s2, o2):\n    import os\n    os._exit(1)"
     error = right | {"1.2": "def sliding_mask(T, window):\n    return unknown_name"}
     broken_cell = right | {"1.3": "def decoder_attention(query key, value):\n    return value"}
     wanted = {
@@ -98,7 +107,7 @@ def write_class(folder, students=30, port=9):
         "half": (notebook({number: right[number] for number in ("1.1", "1.3")}), {"1.1", "1.3"}),
         "wrong": (notebook(right | OTHERS), set(right) - set(OTHERS)),
         "hangs in an answer": (notebook(hang), set(right) - {"1.3"}),
-        "exits in an answer": (notebook(suicide), set(right) - {"1.5"}),
+        "exits in an answer": (notebook(right, change=answer_alone("1.5", suicide)), set(right) - {"1.5"}),
         "error in an answer": (notebook(error), set(right) - {"1.2"}),
         "syntax error": (notebook(broken_cell), set(right) - {"1.3"}),
         "without checks": (notebook(right, change=drop_checks), set(right)),
