@@ -45,7 +45,13 @@ class Conversation:
         if not message.strip():
             raise ValueError("the message is empty: type a question")
         if self.plain:
-            return [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message.strip()))]
+            ids = [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message.strip()))]
+            if len(ids) >= self.model.config.context_length:
+                raise ValueError(
+                    f"the text has {len(ids)} tokens, the model reads at most {self.model.config.context_length - 1} "
+                    "before it goes on: make it shorter"
+                )
+            return ids
         room = self.model.config.context_length - min(
             self.sampling.max_new_tokens, self.model.config.context_length // 2
         )

@@ -75,10 +75,15 @@ def jupyter_lab(notebooks: Path) -> Iterator[str]:
             except OSError:
                 assert process.poll() is None, (folder / "server.log").read_text()
                 time.sleep(0.25)
+        else:
+            raise AssertionError(f"JupyterLab does not answer: {(folder / 'server.log').read_text()}")
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
         log.close()
 
 

@@ -43,7 +43,9 @@ def not_right(path: Path) -> list[str]:
             text = "".join(output.get("text", "") for output in cell.outputs)
             said[cell.id.removeprefix("check-").replace("-", ".")] = text
     chapter = int(path.stem[:2])
-    return [e.number for e in exercises().values() if e.chapter == chapter and "right." not in said.get(e.number, "")]
+    return [
+        e.number for e in exercises().values() if e.chapter == chapter and ": right. " not in said.get(e.number, "")
+    ]
 
 
 def main() -> None:

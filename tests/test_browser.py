@@ -120,11 +120,12 @@ def page(notebooks, problems):
 
 @pytest.fixture(autouse=True)
 def no_problem(problems, page):
-    """After each test: nothing on the console, no foreign request, no view that shows an error."""
-    problems.clear()
+    """After each test, and after everything was first drawn: a quiet console, no foreign request, no error shown."""
     yield
     page.wait_for_timeout(100)
-    assert problems == []
+    found = list(problems)
+    problems.clear()
+    assert found == []
     alerts = page.locator(".gptcore .error:visible").all_inner_texts()
     assert alerts == []
 
@@ -140,6 +141,7 @@ REACTIONS = {}
 
 _REACTION = """
 ([root, act, remote]) => new Promise((resolve, reject) => {
+  const before = root.outerHTML;
   const start = performance.now();
   const finish = () => requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
   if (remote) {
@@ -148,7 +150,7 @@ _REACTION = """
     setTimeout(() => reject(new Error("no reaction")), 5000);
   }
   new Function("root", act)(root);
-  if (!remote) finish();
+  if (!remote) root.outerHTML === before ? reject(new Error("nothing changed")) : finish();
 })
 """
 
@@ -400,6 +402,8 @@ def test_labelling_by_keyboard_and_mouse_saves_each_vote_and_shows_agreement(pag
     expect(root).to_contain_text("All compared")
     expect(root).to_contain_text("66.7 % of 3 pairs")
     assert list(json.loads(votes.read_text()).values()) == ["left", "left", "right"]
+    click = "[...root.querySelectorAll('button')].find((b) => b.textContent.startsWith('{}')).click()"
+    reaction(page, root, "labelling: undo and vote", [click.format(word) for word in ("Undo", "left") * 4])
 
 
 def test_ppo_lab_shows_recorded_runs_at_once_and_runs_live(page):
@@ -412,7 +416,7 @@ def test_ppo_lab_shows_recorded_runs_at_once_and_runs_live(page):
     slide(root, "clip", 0)
     expect(root).to_contain_text("not recorded")
     act = "const r = root.querySelectorAll('input[type=range]')[0]; r.value = %d; r.dispatchEvent(new Event('input'))"
-    reaction(page, root, "PPO lab: move a slider", [act % (i % 2) for i in range(8)], remote=False)
+    reaction(page, root, "PPO lab: move a slider", [act % ((i + 1) % 2) for i in range(8)], remote=False)
     root.get_by_role("button", name="Run this setting now").click()
     expect(root.get_by_role("button", name="Stop")).to_be_enabled()
     expect(root.get_by_role("button", name="Stop")).to_be_disabled(timeout=60_000)
@@ -424,6 +428,10 @@ def test_bertviz_draws_and_follows_the_pointer(page):
     heads.scroll_into_view_if_needed()
     assert heads.locator("svg line, svg path").count() > 10
     heads.locator("select").select_option("2")
+    layer = "const s = root.querySelector('select'); s.value = {}; s.dispatchEvent(new Event('change'))"
+    reaction(page, heads, "bertviz: choose a layer", [layer.format(i % 3) for i in range(6)], remote=False)
+    hover = "root.querySelectorAll('svg text')[{}].dispatchEvent(new MouseEvent('mouseover'))"
+    reaction(page, heads, "bertviz: hover", [hover.format(i) for i in range(6)], remote=False)
     model = page.locator("[id^=bertviz-]").nth(1)
     model.scroll_into_view_if_needed()
     assert model.locator("svg").count() >= 1

@@ -1,10 +1,12 @@
 """The data behind each view, and what all views promise: words for errors, no harm from any text."""
 
+import asyncio
 import base64
 import json
 import math
 import re
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -306,7 +308,9 @@ def test_sliders_clicks_and_undo(tokenizer):
     ask(view, "shape", temperature=0.5, top_k=3, top_p=None)
     assert view.data["kept"] == 3
     assert view.data["before"] == start["before"]
-    ask(view, "add", token=view.data["ids"][0])
+    ask(view, "add", token=view.data["ids"][0], at=len(view.data["tokens"]) - 1)  # of a text that is no longer there
+    assert view.data["added"] == 0
+    ask(view, "add", token=view.data["ids"][0], at=len(view.data["tokens"]))
     ids = [tokenizer.special[END_OF_TEXT], *tokenizer.encode(" the capital"), start["ids"][0]]
     assert view.ids == ids
     with torch.no_grad():
@@ -356,7 +360,8 @@ def test_the_stepper_takes_the_reader_s_text_and_either_source_of_merges(tokeniz
     assert view.data["steps"][1]["new"] == "aa"
     ask(view, "read", text="the Peru", learn=False)
     assert {step["rank"] for step in view.data["steps"][1:]} <= set(range(len(tokenizer.merges)))
-    assert "first 2000" in ask(view, "read", text="x" * 5000, learn=True).data["note"]
+    assert view.data["complete"]
+    assert "first 600" in ask(view, "read", text="x" * 5000, learn=True).data["note"]
     assert "Unicode" in ask(view, "read", text="\ud800", learn=True).error
 
 
@@ -418,12 +423,12 @@ def test_the_budget_is_kept_whatever_looking_costs():
         nonlocal now
         now += 0.7
 
-    shares = []
+    shares, begun = [], 0.1
     for _ in range(2000):
         now += 0.1
         if budget.allows("look"):
             budget.spend("look", look)
-        shares.append(budget.used)
+        shares.append(budget.spent / max(now - begun, 1e-9))
     assert budget.spent > 5 * 0.7
     assert max(shares[200:]) <= 0.035  # the first look may cost more than was thought
 
@@ -555,13 +560,46 @@ def test_what_cannot_be_answered_is_said_and_changes_nothing(tokenizer, message,
     assert view.data["turns"] == []
 
 
+def test_a_text_too_long_for_a_model_that_goes_on_with_it_is_said_before_anything_is_shown(tokenizer):
+    view = ChatWindow(decoder(tokenizer), tokenizer, opening=[], plain=("yours",))
+    ask(view, "say", message="word " * 200, stages=["yours"], temperature=0.0)
+    assert "make it shorter" in view.error
+    assert view.data["turns"] == []
+
+
+def test_what_was_said_before_a_failure_stays(tokenizer, monkeypatch):
+    view = ChatWindow({"a": decoder(tokenizer), "b": decoder(tokenizer)}, tokenizer, opening=[])
+    whole = view._answer
+    monkeypatch.setattr(view, "_answer", lambda message, stage, t: 1 / 0 if stage == "b" else whole(message, stage, t))
+    with pytest.raises(ZeroDivisionError):
+        ask(view, "say", message="Hi", stages=["a", "b"], temperature=0.0)
+    assert list(view.data["turns"][0]["answers"]) == ["a"]
+    assert "ZeroDivisionError" in view.error
+
+
+def test_a_reward_model_of_another_tokenizer_grades_nothing(tokenizer, monkeypatch):
+    model, other = decoder(tokenizer), Tokenizer([])
+    judge = RewardModel(model, tokenizer.special[ASSISTANT])
+    for known, graded in ((tokenizer, True), (other, False)):
+        loaded = {"reward": (judge, known)}
+        monkeypatch.setattr(chat, "load_stage", lambda name, loaded=loaded: loaded[name])
+        monkeypatch.setattr(_view, "load_stage", lambda name: (model, tokenizer))
+        view = ChatWindow(opening=["Hi"], stages=["sft"])
+        assert (view.data["turns"][0]["answers"]["sft"]["reward"] is not None) is graded
+
+
 # --- Labels --------------------------------------------------------------------------------------
+
+
+@cache
+def some_prompts() -> list[Prompt]:
+    return fact_prompts("train", "en", "train")[:4]
 
 
 @pytest.fixture
 def pairs(tokenizer) -> list[Ballot]:
     found = []
-    for prompt in fact_prompts("train", "en", "train")[:4]:
+    for prompt in some_prompts():
         answers = [encode_answer(tokenizer, text) for text in (prompt.references[0], "Bananas.")]
         found.append(Ballot(prompt, encode_prompt(tokenizer, prompt.question), answers, []))
     return found
@@ -571,13 +609,17 @@ def test_votes_are_saved_at_once_and_found_again(tokenizer, pairs, tmp_path):
     path = tmp_path / "runs" / "votes.json"
     view = PreferenceLabels(pairs, tokenizer, path)
     ask(view, "vote", vote="left", number=0)
-    assert labels.load_votes(path, pairs) == ["left"]
+    assert labels.load_votes(path, pairs) == {0: "left"}
     ask(view, "vote", vote="left", number=0)  # the same key twice
     assert view.data["done"] == 1
     ask(view, "vote", vote="right", number=1)
     ask(view, "undo")
-    assert labels.load_votes(path, pairs) == ["left"]
+    assert labels.load_votes(path, pairs) == {0: "left"}
     assert PreferenceLabels(pairs, tokenizer, path).data["done"] == 1
+    other = PreferenceLabels(pairs[::-1], tokenizer, path)  # in another order what was compared comes first
+    assert [ballot.prompt_ids for ballot in other.ballots()] == [pairs[0].prompt_ids]
+    ask(other, "vote", vote="right", number=1)
+    assert labels.load_votes(path, pairs) == {0: "left", len(pairs) - 1: "right"}
     ask(view, "vote", vote="neither", number=1)
     assert "left, right or skipped" in view.error
 
@@ -698,6 +740,23 @@ def test_a_live_run_that_fails_says_so_and_raises(small_lab, tmp_path, monkeypat
         ask(view, "run", kl_coefficient=0.02, clip=0.2, policy_rate=5e-4, ballots=4000)
     assert "ZeroDivisionError" in view.error
     assert view.live["going"] is False
+
+
+def test_a_live_run_that_fails_in_a_notebook_tells_its_loop(small_lab, tmp_path, monkeypatch):
+    view = PPOLab(tmp_path / "none.json", config=small_lab[2])
+    monkeypatch.setattr(ppo_lab, "lab_run", lambda *_: 1 / 0)
+    told = []
+
+    async def in_a_notebook():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+        ask(view, "run", kl_coefficient=0.02, clip=0.2, policy_rate=5e-4, ballots=4000)
+        while view.live["going"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(in_a_notebook())
+    assert "ZeroDivisionError" in view.error
+    assert [type(error) for error in told] == [ZeroDivisionError]
 
 
 def test_the_recorded_runs_hold_each_failure_and_are_small():

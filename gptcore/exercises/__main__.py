@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptcore.exercises.classroom import mark_class, write_assignment, write_tables
+from gptcore.exercises.sandbox import isolation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(path)
             print(f"for nbgrader: {given.out / 'source'} and {given.out / 'nbgrader_config.py'}")
         else:
+            if sys.platform == "win32":
+                raise OSError("marking needs Linux or macOS; on Windows use the Windows Subsystem for Linux")
+            if "--mount" not in isolation():
+                print(
+                    "Warning: this system does not let a process be cut off from your files and the network. "
+                    "A hostile notebook could change them: see TEACHING.md.",
+                    file=sys.stderr,
+                )
             marks = mark_class(given.folder, given.jobs, given.seconds, given.memory_gb)
+            paths = write_tables(marks, given.out or given.folder)
             for one in marks:
                 print(f"{one.student:<24}{one.points:>4} points   {one.note}")
-            for path in write_tables(marks, given.out or given.folder):
+            for path in paths:
                 print(path)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

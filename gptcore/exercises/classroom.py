@@ -41,6 +41,7 @@ TITLES = (
 
 LARGEST_NOTEBOOK = 20 * 2**20
 LARGEST_FOLDER = 200 * 2**20
+MOST_NOTEBOOKS = 20
 
 IMPORTS = "from gptcore.exercises import check, hint, progress, solution"
 
@@ -236,8 +237,9 @@ def chapters_in(notebook: Path) -> set[int]:
     }
     chapters = {exercises()[number].chapter for number in numbers if number in exercises()}
     if not chapters:
-        named = re.search(r"\d+", notebook.stem)
-        chapters = {int(named[0])} if named and _exercises_of(int(named[0])) else set()
+        named = re.search(r"(?<=chapter)[_ -]?\d+", notebook.stem, re.IGNORECASE) or re.search(r"\d+", notebook.stem)
+        chapter = int(named[0].strip("_ -")) if named else 0
+        chapters = {chapter} if _exercises_of(chapter) else set()
     return chapters
 
 
@@ -259,15 +261,15 @@ def mark_notebook(
         return {number: Mark(0, "the notebook is too large") for number in numbers}, "the notebook is too large"
     original = notebook.read_bytes()
     marks: dict[str, Mark] = {}
-    note = ""
+    note = reason = ""
     sandbox: Sandbox | None = None
     starts = 0
     try:
         for number in numbers:
             exercise = exercises()[number]
             if sandbox is None:
-                if starts == 4:  # each has lost its process before
-                    marks[number] = Mark(0, "not marked: the notebook keeps ending its process")
+                if reason or starts == len(numbers):  # each has lost its process before
+                    marks[number] = Mark(0, reason or "the notebook keeps ending its process")
                     continue
                 starts += 1
                 try:
@@ -276,13 +278,13 @@ def mark_notebook(
                     if "error" in sandbox.states:
                         raise SandboxError(sandbox.states["error"])
                 except (SandboxError, OSError) as error:
-                    note = note or f"while its cells ran: {error}"
-                    starts = 4  # it would happen again
-                    marks[number] = Mark(0, note)
+                    reason = f"while its cells ran: {error}"  # it would happen again
+                    note = note or reason
+                    marks[number] = Mark(0, reason)
                     sandbox = _closed(sandbox)
                     continue
                 if sandbox.states.get("errors"):
-                    note = f"{sandbox.states['errors']} of its cells stopped with an error"
+                    note = f"{int(sandbox.states['errors'])} of its cells stopped with an error"
             state = sandbox.states.get(number, "blank")
             if state == "blank":
                 marks[number] = Mark(0, "not attempted")
@@ -294,6 +296,8 @@ def mark_notebook(
                 except SandboxError as error:
                     marks[number] = Mark(0, str(error))
                     sandbox = _closed(sandbox)
+                except Exception as error:
+                    marks[number] = Mark(0, f"the check could not go on with this result ({type(error).__name__})")
     finally:
         _closed(sandbox)
     return marks, note
@@ -315,12 +319,14 @@ def _closed(sandbox: Sandbox | None) -> None:
 def mark_student(student: str, notebooks: Sequence[Path], folder: Path, seconds: float, memory_gb: float) -> Marks:
     """Mark all notebooks of a student; each runs on a copy of its folder. Never raises."""
     result = Marks(student)
+    if len(notebooks) > MOST_NOTEBOOKS:
+        result.note = f"only {MOST_NOTEBOOKS} of {len(notebooks)} notebooks were marked"
     if not notebooks:
         result.note = "no notebook was handed in"
-    for notebook in notebooks:
+    for notebook in notebooks[:MOST_NOTEBOOKS]:
         numbers = [e.number for chapter in sorted(chapters_in(notebook)) for e in _exercises_of(chapter)]
         if not numbers:
-            result.note = f"{notebook.name} has no exercise of the course"
+            result.note = "; ".join(filter(None, (result.note, f"{notebook.name} has no exercise of the course")))
             continue
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as copy:
             try:
@@ -343,9 +349,9 @@ def _copy_folder(notebook: Path, returned: Path, copy: Path) -> Path:
         alone = notebook.parent == returned and path.suffix == ".ipynb"
         if path.is_symlink() or not path.is_file() or (alone and path != notebook):
             continue
-        size += path.stat().st_size
-        if size > LARGEST_FOLDER and path != notebook:
+        if size + path.stat().st_size > LARGEST_FOLDER and path != notebook:
             continue
+        size += path.stat().st_size
         target = copy / path.relative_to(notebook.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
@@ -385,7 +391,12 @@ def mark_class(folder: Path, jobs: int = 2, seconds: float = 60.0, memory_gb: fl
             pool.submit(mark_student, student, notebooks, safe, seconds, memory_gb)
             for student, notebooks in find_returned(safe).items()
         ]
-        return [mark.result() for mark in marks]
+        return [_tamed(mark.result()) for mark in marks]
+
+
+def _tamed(marks: Marks) -> Marks:
+    answers = {number: Mark(mark.points, _tame(mark.message)) for number, mark in marks.marks.items()}
+    return Marks(_tame(marks.student), answers, _tame(marks.note).replace("\n", " "))
 
 
 # --- The table -----------------------------------------------------------------------------------
@@ -398,7 +409,7 @@ def write_tables(marks: Sequence[Marks], out: Path) -> tuple[Path, Path]:
     numbers = [number for number, exercise in exercises().items() if exercise.chapter in chapters]
     most = sum(exercises()[number].difficulty for number in numbers)
     table, page = out / "marks.csv", out / "marks.html"
-    with table.open("w", newline="", encoding="utf-8") as file:
+    with table.open("w", newline="", encoding="utf-8-sig") as file:  # the mark by which spreadsheets know UTF-8
         writer = csv.writer(file)
         writer.writerow(["student", *numbers, "points", "of", "note"])
         for one in marks:
@@ -409,8 +420,14 @@ def write_tables(marks: Sequence[Marks], out: Path) -> tuple[Path, Path]:
 
 
 def _harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+    """A text in no part of which a spreadsheet sees a formula, wherever it may begin a new cell."""
+    return re.sub(r"(^|[;,|\t\r\n])(\s*)(?=[=+\-@])", r"\1\2'", text)
+
+
+def _tame(text: str, most: int = 2000) -> str:
+    """A text from a notebook that can be written and printed anywhere, and moves no cursor."""
+    text = text[:most].encode("utf-8", "backslashreplace").decode()
+    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _page(marks: Sequence[Marks], numbers: Sequence[str], most: int) -> str:

@@ -47,7 +47,7 @@ def run_limited(work: Work, seconds: float) -> tuple[str, Any, str]:
 
 def can_fork() -> bool:
     """Whether a copy of this process could compute: not on Windows or macOS, not beside a GPU."""
-    return sys.platform == "linux" and not torch.cuda.is_available()
+    return sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
 def _in_a_copy(work: Work, seconds: float) -> tuple[str, Any, str]:

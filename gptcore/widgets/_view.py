@@ -49,14 +49,14 @@ _SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
 def readable(piece: bytes) -> str:
     """A token's bytes for people: spaces become visible, and what is no character is written in hexadecimal.
 
-    No sign of the result is invisible or turns the direction of the text around it.
+    No sign of the result controls how others are shown, as one that turns the direction of writing would.
     """
     try:
         text = piece.decode()
     except UnicodeDecodeError:
         return f"‹{piece.hex(' ').upper()}›"
     signs = [_SIGNS.get(sign, sign if sign.isprintable() else f"‹{ord(sign):X}›") for sign in text]
-    if signs and unicodedata.combining(text[0]):
+    if signs and unicodedata.category(text[0]).startswith("M"):
         signs.insert(0, "◌")  # an accent needs something to stand on
     return "".join(signs)
 
@@ -86,7 +86,6 @@ class Models:
     Args:
         model: a decoder of the reader's own, several by name, or None for the stages of the chain.
         tokenizer: of the reader's own decoders.
-        stages: which stages of the chain are offered.
 
     Raises:
         ValueError: if a decoder comes without its tokenizer.
@@ -96,23 +95,22 @@ class Models:
         self,
         model: Decoder | dict[str, Decoder] | None,
         tokenizer: Tokenizer | None,
-        stages: Sequence[str] = tuple(stage for stage in STAGES if stage != "reward"),
     ) -> None:
         if model is not None and tokenizer is None:
             raise ValueError("a model of your own needs its tokenizer, too: pass both")
         self._own = {"yours": model} if isinstance(model, Decoder) else model
         self._tokenizer = tokenizer
-        self.names = list(self._own or stages)
+        self._loaded: dict[str, tuple[Decoder, Tokenizer]] = {}
+        self.names = list(self._own or (stage for stage in STAGES if stage != "reward"))
 
     def __getitem__(self, name: str) -> tuple[Decoder, Tokenizer]:
         if name not in self.names:
             raise ValueError(f"there is no model {name!r}: choose one of {', '.join(self.names)}")
-        return (self._own[name], self._tokenizer) if self._own else _stage(name)
-
-
-@cache
-def _stage(name: str) -> tuple[Decoder, Tokenizer]:
-    return load_stage(name)
+        if self._own:
+            return self._own[name], self._tokenizer
+        if name not in self._loaded:
+            self._loaded[name] = load_stage(name)
+        return self._loaded[name]
 
 
 # --- Static pictures -----------------------------------------------------------------------------
@@ -168,7 +166,7 @@ class View(anywidget.AnyWidget):
 
     _css = (STATIC / "views.css").read_text(encoding="utf-8")
     title = "view"
-    """What a screen reader calls the view."""
+    """The view's name in words and pictures; its script says the same to screen readers."""
     data = traitlets.Dict().tag(sync=True)
     """What is drawn."""
     error = traitlets.Unicode().tag(sync=True)

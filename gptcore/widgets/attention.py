@@ -84,7 +84,12 @@ def read_as(tokenizer: Tokenizer, text: str, form: str) -> list[int]:
         tokenizer: of the model.
         text: anything.
         form: "text" for plain text, "question" for a user's message in the chat template.
+
+    Raises:
+        ValueError: for another form.
     """
+    if form not in ("text", "question"):
+        raise ValueError(f'a text is read as "text" or as "question", not as {form!r}')
     if form == "question":
         return encode_prompt(tokenizer, text)
     return [tokenizer.special[END_OF_TEXT], *tokenizer.encode(with_leading_space(text))]

@@ -54,7 +54,7 @@ def offline(html: str) -> str:
         body, rest = body.rsplit("</script>", 1)
     except ValueError as error:
         raise ValueError("bertviz returned a page of an unknown form: install bertviz 1.4") from error
-    if rest.strip() or "requirejs(" not in body:
+    if rest.strip() or "requirejs(" not in body or "require.config(" not in body:
         raise ValueError("bertviz returned a page of an unknown form: install bertviz 1.4")
     # A token may say </script>: inside a string "<\/" means the same and ends nothing.
     for opening in ("</", "<!--", "<script"):

@@ -114,7 +114,10 @@ class ChatWindow(View):
         seed: int = 0,
     ) -> None:
         self.models = Models(model, tokenizer)
-        self.reward_model = load_stage("reward")[0] if reward_model is None and model is None else reward_model
+        self.reward_model, self._grades_for = reward_model, None
+        if reward_model is None and model is None:
+            self.reward_model, known = load_stage("reward")
+            self._grades_for = known.fingerprint
         self.plain, self.seed = plain, seed
         self.turns: list[dict[str, Any]] = []
         self.conversations: dict[str, Conversation] = {}
@@ -146,9 +149,11 @@ class ChatWindow(View):
         turn: dict[str, Any] = {"question": message.strip(), "answers": {}}
         self.turns.append(turn)
         self.answering = stages
-        for stage in stages:
-            turn["answers"][stage] = self._answer(message, stage, temperature)
-        self._show(temperature)
+        try:
+            for stage in stages:
+                turn["answers"][stage] = self._answer(message, stage, temperature)
+        finally:  # what was said before a failure, or before the reader's interrupt, stays
+            self._show(temperature)
 
     def _answer(self, message: str, stage: str, temperature: float) -> dict[str, Any]:
         conversation = self.conversations[stage]
@@ -165,7 +170,8 @@ class ChatWindow(View):
         seconds = time.perf_counter() - start
         answer_ids = conversation.answer_ids
         reward = None
-        if self.reward_model is not None:
+        # A stage of another run may have another tokenizer; its tokens would mean nothing to the reward model.
+        if self.reward_model is not None and self._grades_for in (None, tokenizer.fingerprint):
             judged = [*(encode_prompt(tokenizer, message) if conversation.plain else prompt_ids), *answer_ids]
             judged = judged[: self.reward_model.config.context_length - 1]
             reward = round(score(self.reward_model, [[*judged, tokenizer.special[END]]]).item(), 2)
@@ -179,7 +185,6 @@ class ChatWindow(View):
         self.data = {
             "stages": self.models.names,
             "answering": self.answering,
-            "plain": list(self.plain),
             "turns": list(self.turns),
             "temperature": temperature,
         }

@@ -75,18 +75,14 @@ def save_votes(path: Path, pairs: Sequence[Ballot], votes: Sequence[Vote]) -> No
     beside.replace(path)
 
 
-def load_votes(path: Path, pairs: Sequence[Ballot]) -> list[Vote]:
-    """The votes on these pairs, from the first on, as far as they were given.
+def load_votes(path: Path, pairs: Sequence[Ballot]) -> dict[int, Vote]:
+    """The votes that a file holds on these pairs, by the number of the pair.
 
     Raises:
         ValueError: if the file holds something else.
     """
-    kept, votes = _read(path), []
-    for pair in pairs:
-        if _key(pair) not in kept:
-            break
-        votes.append(kept[_key(pair)])
-    return votes
+    kept = _read(path)
+    return {number: kept[_key(pair)] for number, pair in enumerate(pairs) if _key(pair) in kept}
 
 
 def _key(pair: Ballot) -> str:
@@ -100,7 +96,7 @@ def _read(path: Path) -> dict[str, Vote]:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no file of votes ({error}): move it away or choose another file") from error
-    if not isinstance(kept, dict) or not set(kept.values()) <= {"left", "right", "skipped"}:
+    if not isinstance(kept, dict) or not all(vote in ("left", "right", "skipped") for vote in kept.values()):
         raise ValueError(f"{path} is no file of votes: move it away or choose another file")
     return kept
 
@@ -123,8 +119,11 @@ class PreferenceLabels(View):
     def __init__(self, pairs: Sequence[Ballot], tokenizer: Tokenizer, path: str | Path = VOTES) -> None:
         if not pairs:
             raise ValueError("there is nothing to compare: give at least one pair of answers")
-        self.pairs, self.tokenizer, self.path = list(pairs), tokenizer, Path(path)
-        self.votes: list[Vote] = load_votes(self.path, self.pairs)
+        self.tokenizer, self.path = tokenizer, Path(path)
+        given = load_votes(self.path, pairs)
+        # Those that were compared before come first.
+        self.pairs = [pairs[i] for i in given] + [pair for i, pair in enumerate(pairs) if i not in given]
+        self.votes: list[Vote] = list(given.values())
         super().__init__()
         self._show()
 

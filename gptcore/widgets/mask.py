@@ -89,7 +89,7 @@ class MaskInspector(View):
                 weight = "bold" if column["trained"] else "normal"
                 target = drawable(column["target"], column["ids"][1])
                 axes.text(x + 0.48, y - 0.5, target, ha="center", va="center", size=6, weight=weight)
-            axes.set(xlim=(0, wide), ylim=(-2.4 * ((len(columns) - 1) // wide) - 1.2, 1.2))
+            axes.set(xlim=(0, wide), ylim=(-2.4 * (max(0, len(columns) - 1) // wide) - 1.2, 1.2))
             axes.axis("off")
             axes.set_title("Above: input. Below: target; bold on blue: trained", fontsize=9)
 

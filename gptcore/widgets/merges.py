@@ -9,16 +9,17 @@ from matplotlib.figure import Figure
 from gptcore.tokenizer import Pair, Tokenizer, learn_merges, merge, split_words
 from gptcore.widgets._view import ORANGE, View, drawable, picture, readable, script
 
-MOST_CHARACTERS = 2000
+MOST_CHARACTERS = 600
 MOST_MERGES = 200
 
 
-def merge_steps(text: str, merges: Sequence[Pair]) -> list[dict[str, Any]]:
+def merge_steps(text: str, merges: Sequence[Pair], most: int = MOST_MERGES + 1) -> list[dict[str, Any]]:
     """A text before the first merge and after each that changes it.
 
     Args:
         text: any text.
         merges: pairs of ids in the order in which they are applied, as `learn_merges` gives them.
+        most: steps at most; what comes later is left out.
 
     Returns:
         a dictionary for each step: `words` (the text's ids, cut where no merge may cross) and, but for the
@@ -30,6 +31,8 @@ def merge_steps(text: str, merges: Sequence[Pair]) -> list[dict[str, Any]]:
     words = [list(word.encode()) for word in split_words(text)]
     steps: list[dict[str, Any]] = [{"words": words}]
     for rank, pair in enumerate(merges):
+        if len(steps) == most:
+            break
         if not any(pair in pairwise(word) for word in words):
             continue
         left, right = (table.token_bytes[part] for part in pair)
@@ -82,7 +85,8 @@ class MergeStepper(View):
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no valid Unicode: {error}") from error
         pieces = Tokenizer(merges).token_bytes
-        steps = merge_steps(text, merges)[: MOST_MERGES + 1]
+        steps = merge_steps(text, merges)
+        complete = len(steps) <= MOST_MERGES
         labels = {token: readable(pieces[token]) for step in steps for word in step["words"] for token in word}
         shown: list[dict[str, Any]] = [{"words": steps[0]["words"]}]
         for step in steps[1:]:
@@ -96,6 +100,7 @@ class MergeStepper(View):
             "labels": {str(token): label for token, label in labels.items()},
             "characters": len(text),
             "bytes": len(text.encode()),
+            "complete": complete,
             "note": note,
         }
 

@@ -117,12 +117,7 @@ class PipelineMap(View):
         if not isinstance(report, dict):
             report = json.loads(Path(report).read_text(encoding="utf-8"))
         super().__init__()
-        self.data = {
-            "stages": pipeline_stages(report),
-            "parameters": report.get("parameters"),
-            "cores": report.get("cores"),
-            "memory": report.get("peak_rss_mb"),
-        }
+        self.data = {"stages": pipeline_stages(report)}
 
     def static_picture(self) -> bytes:
         """The stages as boxes with their seconds."""

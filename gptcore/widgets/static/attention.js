@@ -94,7 +94,7 @@ function render({ model, el }) {
 
   function drawMatrix() {
     const size = Math.max(12, Math.min(26, Math.floor(400 / side)));
-    const canvas = make("canvas", { tabindex: "0", role: "img", "aria-label": "matrix of this head; the arrow keys move from cell to cell" });
+    const canvas = make("canvas", { tabindex: "0", role: "application", "aria-label": "matrix of this head; the arrow keys move from cell to cell" });
     paint(canvas, layer, head);
     canvas.style.width = canvas.style.height = `${side * size}px`;
     canvas.style.gridArea = `2 / 2 / span ${side} / span ${side}`;
@@ -121,7 +121,10 @@ function render({ model, el }) {
     const labels = data.tokens.flatMap((token, i) => {
       const across = isolated(token, { class: "label across", style: `grid-area: 1 / ${i + 2}`, title: token });
       const down = isolated(token, { class: "label down", style: `grid-area: ${i + 2} / 1`, title: token, "data-row": i });
-      down.addEventListener("pointerenter", () => pick(i));
+      down.addEventListener("pointerenter", () => {
+        cell = null;
+        pick(i);
+      });
       return [across, down];
     });
     matrix.style.fontSize = `${Math.min(12, size - 1)}px`;
@@ -146,7 +149,10 @@ function render({ model, el }) {
     data.tokens.forEach((token, i) => {
       const short = [...token].length > 16 ? `${[...token].slice(0, 15).join("")}…` : token;
       const name = makeSvg("text", { x: left - 6, y: middle(i) + 4, "text-anchor": "end", class: i === picked ? "chosen" : "", "data-row": i }, short);
-      name.addEventListener("pointerenter", () => pick(i));
+      name.addEventListener("pointerenter", () => {
+        cell = null;
+        pick(i);
+      });
       svg.append(name, makeSvg("text", { x: right + 6, y: middle(i) + 4 }, short));
     });
     lines.replaceChildren(svg);

@@ -9,12 +9,11 @@ function render({ model, el }) {
   const detail = make("p", { class: "reading", role: "status" });
   const input = make("input", { type: "text", maxlength: 2000, dir: "auto", placeholder: "Ask something, in English or Chinese", "aria-label": "your message" });
   const send = make("button", { type: "submit" }, "Send");
-  const form = make("form", { class: "row" }, make("label", { class: "wide" }, input), send, listenButton(input));
+  const form = make("form", { class: "row" }, make("label", { class: "wide" }, input), send, listenButtons(input, (error) => (detail.textContent = `Listening failed: ${error}`)));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const stages = boxes.filter((box) => box.checked).map((box) => box.value);
     ask("say", { message: input.value, stages, temperature: Number(temperature.range.value) });
-    input.value = "";
   });
   root.append(
     make("div", { class: "row" }, make("span", {}, "answered by"), ...boxes.map((box) => make("label", {}, box, box.value)), temperature.element, button("New conversation", () => ask("forget"))),
@@ -43,7 +42,7 @@ function render({ model, el }) {
     const head = make("header", {}, make("strong", {}, stage));
     if (answer.reward !== null) head.append(make("span", {}, `reward ${answer.reward >= 0 ? "+" : "−"}${Math.abs(answer.reward).toFixed(2)}`));
     head.append(make("span", {}, `${answer.speed} tokens a second`));
-    if ("speechSynthesis" in window) head.append(button("Read aloud", () => speak(whole), { class: "small" }));
+    if ("speechSynthesis" in window) head.append(button("Read aloud", () => speak(whole)));
     return make("article", { class: "message", "data-stage": stage }, head, text);
   }
 
@@ -56,6 +55,7 @@ function render({ model, el }) {
       if (!growing) {
         growing = { answers: make("div", { class: "answers" }), parts: {} };
         log.append(mine(message.question), growing.answers);
+        if (input.value.trim() === message.question) input.value = ""; // what cannot be answered stays, to be changed
       }
       growing.parts[message.stage] = make("div", { class: "text", dir: "auto" });
       growing.answers.append(make("article", { class: "message" }, make("header", {}, make("strong", {}, message.stage)), growing.parts[message.stage]));
@@ -76,21 +76,23 @@ function render({ model, el }) {
     );
     log.scrollTop = log.scrollHeight;
     detail.textContent = data.turns.length ? "Point at a word of an answer, or move there with Tab and the arrow keys. Underlined words had a probability below one half." : "";
-    root.dataset.turns = data.turns.length;
   }, "data");
-  return close;
+  return () => {
+    if ("speechSynthesis" in window) speechSynthesis.cancel();
+    close();
+  };
 }
 
-// The browser's own voice, where it has one.
+// The browser's own voice, where it has one; a second click while it speaks stops it.
 function speak(text) {
+  if (speechSynthesis.speaking) return speechSynthesis.cancel();
   const words = new SpeechSynthesisUtterance(text);
   words.lang = /[\u4e00-\u9fff]/.test(text) ? "zh-CN" : "en-US";
-  speechSynthesis.cancel();
   speechSynthesis.speak(words);
 }
 
 // The browser's own ear, where it has one. Some browsers send what they hear to their maker's servers.
-function listenButton(input) {
+function listenButtons(input, onerror) {
   const Recognition = window.SpeechRecognition ?? window.webkitSpeechRecognition;
   if (!Recognition) return null;
   const listen = (language) => {
@@ -100,7 +102,7 @@ function listenButton(input) {
       input.value = event.results[0][0].transcript;
       input.focus();
     };
-    ear.onerror = (event) => (input.placeholder = `Listening failed: ${event.error}`);
+    ear.onerror = (event) => onerror(event.error);
     ear.start();
   };
   const hint = "Your browser turns speech into text; some browsers send it to their maker for that.";

@@ -33,9 +33,9 @@ function button(text, onclick, attributes = {}) {
   return make("button", { type: "button", onclick, ...attributes }, text);
 }
 
-function select(names, chosen, onchange, attributes = {}) {
+function select(names, chosen, onchange) {
   const options = names.map(([value, text]) => make("option", { value, selected: value === chosen }, text));
-  const element = make("select", attributes, ...options);
+  const element = make("select", {}, ...options);
   element.addEventListener("change", () => onchange(element.value));
   return element;
 }
@@ -92,17 +92,15 @@ function open(model, el, title) {
   watch("msg:custom", (message) => {
     if (message.done !== `${name} ${count}`) return;
     busy = false;
-    root.dataset.done = count;
     next();
   });
   const ask = (what, values = {}) => {
     waiting.push([what, values]);
     next();
   };
-  // For controls that move faster than Python answers: of the waiting requests only the newest is kept.
+  // For controls that move faster than Python answers: of equal requests that wait behind each other only the newest is kept.
   const askNewest = (what, values = {}) => {
-    const index = waiting.findIndex(([other]) => other === what);
-    if (index >= 0) waiting.splice(index, 1);
+    if (waiting.at(-1)?.[0] === what) waiting.pop();
     ask(what, values);
   };
   // Draws now and whenever a value changes.
@@ -113,7 +111,6 @@ function open(model, el, title) {
     };
     for (const value of values) watch(`change:${value}`, redraw);
     redraw();
-    return redraw;
   };
   const close = () => {
     for (const [event, listener] of listeners) model.off(event, listener);
@@ -122,11 +119,10 @@ function open(model, el, title) {
 }
 
 // One tab stop for a row or column of elements; the arrow keys move among them.
-function arrowKeys(container, selector, onpick = () => {}) {
+function arrowKeys(container, selector) {
   const items = () => [...container.querySelectorAll(selector)];
   const enter = (item) => {
     for (const other of items()) other.tabIndex = other === item ? 0 : -1;
-    onpick(item);
   };
   container.addEventListener("focusin", (event) => {
     const item = event.target.closest(selector);

@@ -6,7 +6,7 @@ function render({ model, el }) {
   const count = make("span", { role: "status" });
   const undo = button("Undo", () => ask("undo"));
   const skip = button("Skip", () => vote("skipped"));
-  const question = make("p", { class: "text", dir: "auto" });
+  const question = make("p", { class: "text", role: "status", dir: "auto" });
   const choices = make("div", { class: "choices", role: "group", "aria-label": "two answers: choose the better one" });
   const result = make("p", { class: "text", role: "status" });
   root.tabIndex = 0;
@@ -19,7 +19,7 @@ function render({ model, el }) {
   );
   const vote = (which) => ask("vote", { vote: which, number: model.get("data").done });
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return; // a key held down is one vote
     const act = {
       ArrowLeft: () => vote("left"), 1: () => vote("left"),
       ArrowRight: () => vote("right"), 2: () => vote("right"),
@@ -51,7 +51,7 @@ function render({ model, el }) {
       question.replaceChildren(make("strong", {}, "Question: "), isolated(data.question));
       choices.replaceChildren(
         ...data.answers.map((answer, i) => {
-          const choice = button("", () => vote(i ? "right" : "left"), { "aria-label": `${i ? "right" : "left"} answer: ${answer}`, dir: "auto" });
+          const choice = button("", () => vote(i ? "right" : "left"), { "aria-label": `${i ? "right" : "left"} answer: ${answer || "(an empty answer)"}`, dir: "auto" });
           choice.append(make("span", { class: "note" }, i ? "right" : "left"), isolated(answer || "(an empty answer)"));
           return choice;
         }),

@@ -10,26 +10,28 @@ function render({ model, el }) {
     return labelled(label, input, { class: "wide" });
   };
   const addTurn = (question, answer) => {
-    const row = make("div", { class: "row" }, field(question, "question"), field(answer, "answer"));
+    const row = make("div", { class: "row", role: "group", "aria-label": "a turn" }, field(question, "question"), field(answer, "answer"));
     row.append(
       button("✕", () => {
         row.remove();
+        add.focus();
         read();
       }, { "aria-label": "remove this turn" }),
     );
     turns.append(row);
   };
+  const add = button("Add a turn", () => {
+    addTurn("", "");
+    turns.lastChild.querySelector("input").focus();
+    read();
+  });
   for (const [question, answer] of model.get("data").turns) addTurn(question, answer);
   const summary = make("p", { class: "reading", role: "status" });
   const note = make("p", { class: "note", hidden: true });
   const columns = make("div", { class: "columns scroll", role: "list", "aria-label": "positions: input and target" });
   root.append(
     turns,
-    make("div", { class: "row" }, button("Add a turn", () => {
-      addTurn("", "");
-      turns.lastChild.querySelector("input").focus();
-      read();
-    })),
+    make("div", { class: "row" }, add),
     summary,
     make("p", { class: "note" }, "Above: the token that is read. Below: the token to predict. Blue with a solid foot: the loss counts it. Dotted foot: it does not."),
     note,

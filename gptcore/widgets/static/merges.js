@@ -18,7 +18,7 @@ function render({ model, el }) {
   const play = button("Play", () => (timer ? stop() : start()));
   const line = make("p", { class: "reading", role: "status" });
   const note = make("p", { class: "note", hidden: true });
-  const tokens = make("div", { class: "scroll", "aria-label": "the text as tokens", dir: "auto" });
+  const tokens = make("div", { class: "scroll", role: "group", tabindex: "0", "aria-label": "the text as tokens", dir: "auto" });
   const table = make("table", {}, make("thead", {}, make("tr", {}, ...["merge", "pair", "becomes", "times"].map((name) => make("th", { scope: "col" }, name)))), make("tbody"));
   root.append(
     make("div", { class: "row" }, labelled("Text", input, { class: "wide" })),
@@ -55,19 +55,27 @@ function render({ model, el }) {
       const times = now.count === 1 ? "once" : `${now.count} times`;
       line.replaceChildren(size, `Merge ${now.rank + 1}: `, ...what, `, ${times} in this text.`);
     }
-    if (step === last && step > 0) line.append(" No further pair is left to merge.");
-    const chip = (token, i, word) => {
-      // A token belongs to the next pair where its neighbour completes it.
-      const follows = (k) => next && word[k] === next.pair[0] && word[k + 1] === next.pair[1];
-      const kind = token === now.id ? " new" : follows(i) || follows(i - 1) ? " next" : "";
+    if (step === last && step > 0) line.append(data.complete ? " No further pair is left to merge." : ` Only the first ${last} merges are shown.`);
+    // Which tokens of a word the next merge takes: from left to right, each of them once.
+    const taken = (word) => {
+      const places = new Set();
+      for (let k = 0; next && k + 1 < word.length; k++) {
+        if (word[k] === next.pair[0] && word[k + 1] === next.pair[1]) places.add(k).add(++k);
+      }
+      return places;
+    };
+    const chip = (token, places, i) => {
+      const kind = token === now.id ? " new" : places.has(i) ? " next" : "";
       return isolated(data.labels[token], { class: `token${kind}`, title: `id ${token}` });
     };
-    tokens.replaceChildren(...now.words.map((word) => make("span", { class: "word" }, ...word.map(chip))));
+    tokens.replaceChildren(...now.words.map((word) => {
+      const places = taken(word);
+      return make("span", { class: "word" }, ...word.map((token, i) => chip(token, places, i)));
+    }));
     const rows = data.steps.slice(1, step + 1).map((one) =>
       make("tr", {}, make("td", { class: "number" }, String(one.rank + 1)), make("td", {}, isolated(one.left), " + ", isolated(one.right)), make("td", {}, isolated(one.new)), make("td", { class: "number" }, String(one.count))),
     );
     table.tBodies[0].replaceChildren(...rows.reverse());
-    root.dataset.step = step;
   }
 
   draw(() => {

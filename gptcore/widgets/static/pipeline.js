@@ -25,7 +25,6 @@ function render({ model, el }) {
       const heads = ["score, measured on questions held out", "value", "95 % interval"];
       panel.append(make("table", {}, make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))), ...scores));
     }
-    root.dataset.stage = stage.name;
   }
 
   draw(() => {

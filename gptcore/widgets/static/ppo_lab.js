@@ -88,7 +88,6 @@ function render({ model, el }) {
     const heads = ["question", "before", liveRun?.answers ? "after (live run)" : "after", "learned reward", "gold score"];
     answers.replaceChildren();
     if (rows.length) answers.append(make("table", {}, make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))), ...rows));
-    root.dataset.setting = JSON.stringify(chosen);
   }
 
   draw(update, "data", "live");

@@ -21,6 +21,7 @@ function render({ model, el }) {
   const topP = slider("top-p", { min: 0.05, max: 1, step: 0.01, value: first.top_p ?? 1 }, (value) => (value === 1 ? "all" : value.toFixed(2)), shape);
 
   const text = make("p", { class: "text", "aria-live": "polite" });
+  let shown = "";
   const undo = button("Take back", () => ask("undo"));
   const reset = button("All sliders back", () => {
     temperature.set(1);
@@ -45,7 +46,10 @@ function render({ model, el }) {
   draw(() => {
     const data = model.get("data");
     const start = data.tokens.length - data.added;
-    text.replaceChildren(...data.tokens.map((token, i) => isolated(token, { class: i < start ? "token" : "token new" })));
+    // A screen reader reads the text again when it changes: not at each move of a slider.
+    const now = JSON.stringify([data.tokens, start]);
+    if (now !== shown) text.replaceChildren(...data.tokens.map((token, i) => isolated(token, { class: i < start ? "token" : "token new" })));
+    shown = now;
     undo.disabled = data.added === 0;
     summary.textContent =
       `${data.kept} of ${data.vocabulary} tokens can be drawn. ` +
@@ -63,7 +67,7 @@ function render({ model, el }) {
       make("span", { class: "number" }, percent(after)),
     ];
     const rows = data.ids.map((id, i) => {
-      const name = button("", () => ask("add", { token: id }), { "aria-label": `${data.labels[i]}, ${percent(data.after[i])}`, title: `token ${id}`, class: data.after[i] ? "" : "cut" });
+      const name = button("", () => ask("add", { token: id, at: data.tokens.length }), { "aria-label": `${data.labels[i]}, ${percent(data.after[i])}`, title: `token ${id}`, class: data.cut[i] ? "cut" : "" });
       name.append(isolated(data.labels[i]));
       return line(name, data.before[i], data.after[i]);
     });
