@@ -430,7 +430,10 @@ def test_bertviz_draws_and_follows_the_pointer(page):
     heads.locator("select").select_option("2")
     layer = "const s = root.querySelector('select'); s.value = {}; s.dispatchEvent(new Event('change'))"
     reaction(page, heads, "bertviz: choose a layer", [layer.format(i % 3) for i in range(6)], remote=False)
-    hover = "root.querySelectorAll('svg text')[{}].dispatchEvent(new MouseEvent('mouseover'))"
+    listens = "(e.__on ?? []).some((on) => on.type === 'mouseover')"  # where D3 keeps its listeners
+    hover = (
+        f"[...root.querySelectorAll('svg *')].filter((e) => {listens})[{{}}].dispatchEvent(new MouseEvent('mouseover'))"
+    )
     reaction(page, heads, "bertviz: hover", [hover.format(i) for i in range(6)], remote=False)
     model = page.locator("[id^=bertviz-]").nth(1)
     model.scroll_into_view_if_needed()
