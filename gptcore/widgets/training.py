@@ -22,8 +22,10 @@ from gptcore.training import StepReport, generator_for
 from gptcore.widgets._view import BLUE, GREEN, ORANGE, View, picture, readable, rounded, script
 from gptcore.widgets.attention import read_as
 
-SHARE = 0.025
-"""Of the time that has passed, at most so much is spent on looking."""
+SHARE = 0.012
+"""Of the time that has passed, at most so much is spent on looking; the browser, on the same cores, takes as much again."""
+INTERVAL = 3.0
+"""Seconds between two drawings at least."""
 
 
 class Budget:
@@ -165,7 +167,7 @@ class TrainingDashboard(View):
     def __call__(self, report: StepReport) -> None:
         """Note a step; measure if the budget allows, and always after the last step.
 
-        Drawn is once a second only, since the browser works on the same cores.
+        Drawn is every few seconds only, since the browser works on the same cores.
 
         Raises:
             Exception: whatever goes wrong while measuring; the view says it, too, and keeps its figure.
@@ -185,7 +187,7 @@ class TrainingDashboard(View):
             self.watched.held_out.append((report.step, self.budget.spend("held out", self._held_out_loss)))
         if self.prompt is not None and due and (last or self.budget.allows("sample")):
             self.watched.samples.append((report.step, self.budget.spend("sample", self._sample)))
-        if last or (time.perf_counter() - self._drawn > 1.0 and self.budget.allows("draw")):
+        if last or (time.perf_counter() - self._drawn > INTERVAL and self.budget.allows("draw")):
             self.budget.spend("draw", lambda: self._show(report))
             self._drawn = time.perf_counter()
         if last:
