@@ -191,9 +191,14 @@ def is_png(bundle) -> bool:
     return base64.b64decode(bundle["image/png"]).startswith(b"\x89PNG")
 
 
+@cache
+def some_prompts() -> list[Prompt]:
+    return fact_prompts("train", "en", "train")[:4]
+
+
 def every_view(tokenizer, tmp_path, text="The capital of Peru is Lima."):
     model = decoder(tokenizer)
-    pair = Ballot(fact_prompts("train", "en", "train")[0], [1, 2], [encode_answer(tokenizer, text), [5]], [])
+    pair = Ballot(some_prompts()[0], [1, 2], [encode_answer(tokenizer, text), [5]], [])
     return [
         AttentionExplorer(model, tokenizer, text),
         SamplingLab(model, tokenizer, text[:20]),
@@ -589,11 +594,6 @@ def test_a_reward_model_of_another_tokenizer_grades_nothing(tokenizer, monkeypat
 
 
 # --- Labels --------------------------------------------------------------------------------------
-
-
-@cache
-def some_prompts() -> list[Prompt]:
-    return fact_prompts("train", "en", "train")[:4]
 
 
 @pytest.fixture
