@@ -35,7 +35,7 @@ def not_right(path: Path) -> list[str]:
     notebook = nbformat.reads(json.dumps(content), as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(ELSEWHERE))
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     said = {}
     for cell in notebook.cells:

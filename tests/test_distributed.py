@@ -85,7 +85,7 @@ def main(task: str, out: Path) -> None:
 def together(task: str, out: Path) -> None:
     """Start two processes that do a task."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    done = subprocess.run([*command, task, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, task, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -6,7 +6,7 @@ import types
 
 import nbformat
 import pytest
-from check_notebooks import cost_problems, problems
+from check_notebooks import problems
 from execute_notebooks import STATED, keep_picture, state_cost
 from prepare_notebooks import NOTEBOOKS, ROOT, SETUP, address_of_repository, badge, prepare
 
@@ -121,22 +121,6 @@ def test_the_stated_cost_follows_the_measured_one_but_not_its_noise():
     assert state_cost(COST, 1, 0.8) == "**Time on two cores:** 0.1 minutes. **Memory:** 0.8 GB."
     with pytest.raises(ValueError, match="needs a line"):
         state_cost("# 1", 66, 0.9)
-
-
-def test_a_chapter_that_takes_more_than_twice_its_stated_time_is_named(tmp_path):
-    cells = [nbformat.v4.new_markdown_cell(f"# 1\n{COST}")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_a.ipynb")
-    record = tmp_path / "record.xml"
-    case = '<testcase classname="notebooks.01_a.ipynb" name="Cell {}" time="{}"/>'
-
-    def tests_that_took(*seconds):
-        inner = "".join(case.format(number, value) for number, value in enumerate(seconds))
-        record.write_text(f"<testsuites><testsuite>{inner}</testsuite></testsuites>")
-        return cost_problems(tmp_path, record)
-
-    assert tests_that_took(59, 60) == []
-    assert "not in the record" in tests_that_took()[0]
-    assert tests_that_took(61, 60) == ["01_a.ipynb: took 2.0 minutes, its first cell states 1.0"]
 
 
 def test_of_a_view_only_its_picture_is_stored(tmp_path):

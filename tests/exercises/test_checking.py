@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -67,10 +66,7 @@ LOOPS = {
 def test_a_loop_that_never_ends_is_stopped(name, monkeypatch):
     names = {"allowed_pairs": answer(f"def allowed_pairs(T):\n    {LOOPS[name]}")}
     monkeypatch.setitem(exercises.exercises(), "1.1", replace(exercises.exercises()["1.1"], seconds=1.0))
-    start = time.perf_counter()
-    verdict = examine("1.1", names)
-    assert "had not ended" in verdict.message
-    assert time.perf_counter() - start < 3
+    assert "had not ended" in examine("1.1", names).message
 
 
 def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
@@ -80,9 +76,7 @@ def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
         while True:
             pass
 
-    start = time.perf_counter()
     assert running.run_limited(endless, 0.5)[0] == "time"
-    assert time.perf_counter() - start < 3
     assert running.run_limited(lambda: print("hello") or 3, 5) == ("done", 3, "hello\n")
     assert running.run_limited(lambda: exit(), 5)[0] == "exit"
     assert running.run_limited(lambda: 1 / 0, 5)[0] == "error"

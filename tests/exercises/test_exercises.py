@@ -1,7 +1,6 @@
 """Every exercise: its solution passes, its stub is blank, other right answers pass, wrong ones are told why."""
 
 import ast
-import time
 from importlib import import_module
 
 import pytest
@@ -48,13 +47,11 @@ def test_the_solution_passes_whatever_the_inputs(exercise):
 
 
 @ALL
-def test_the_check_of_the_solution_is_quick_and_praises(exercise):
+def test_the_check_of_the_solution_praises(exercise):
     names = {}
     exec(exercise.solution, names)
-    start = time.perf_counter()
     verdict = examine(exercise.number, names)
     assert (verdict.status, verdict.message) == ("right", exercise.praise)
-    assert time.perf_counter() - start < (10 if exercise.seconds > 10 else 1)
 
 
 @ALL
