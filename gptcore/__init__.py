@@ -1,5 +1,6 @@
 """gptcore: every stage of a miniature ChatGPT, one module a concept.
 
-Read the modules in the order of the course: attention, decoder, tokenizer, corpus, training,
-evaluation, generation, finetuning, reward, ppo, chat, checkpoint; `chain` runs them all.
+Read the modules in the order of the course: attention, decoder, tokenizer, corpus, training, evaluation,
+generation, finetuning, reward, ppo, alignment, chat, checkpoint; `chain` runs them all. Three are about
+computers, not about GPT: `machine` (device, precision, threads), `parallel` (several processes), `files`.
 """

@@ -11,7 +11,9 @@ from gptcore import chain
 from gptcore.chat import Conversation
 from gptcore.checkpoint import OWN, SHIPPED, STAGES, CheckpointError, find_stage, load_stage
 from gptcore.generation import SamplingConfig
-from gptcore.training import generator_for, join_processes, rank, set_threads
+from gptcore.machine import set_threads
+from gptcore.parallel import join_processes, rank
+from gptcore.training import generator_for
 
 
 def train(arguments: argparse.Namespace) -> None:

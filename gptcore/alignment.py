@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import autocast, gradient_scaler
 from gptcore.ppo import answer_mask, kl_estimate, masked_mean, policy_loss, token_log_probabilities
 from gptcore.reward import Ballot, BallotBatches, RewardModel, pad_right, preference_loss, score
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import (
     Trainer,
     TrainingConfig,
-    autocast,
+    backward,
     generator_for,
     language_model_loss,
     schedule_factor,
@@ -411,6 +412,7 @@ class GroupPolicyGradient:
     def __post_init__(self) -> None:
         for frozen in (self.reference, self.reward_model):
             frozen.eval().requires_grad_(False)
+        self.scaler = gradient_scaler()
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=self.config.rate, eps=1e-5, weight_decay=0.0, fused=True
         )
@@ -511,13 +513,13 @@ class GroupPolicyGradient:
     def _update(self, rollout: GroupRollout, advantages: Tensor, minibatches: Sequence[Tensor], number: int) -> None:
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
         for rows in minibatches[1:]:
-            self._finite(self._loss(rollout, advantages, rows)).backward()
+            backward(self._finite(self._loss(rollout, advantages, rows)), self.scaler)
         loss = self._loss(rollout, advantages, minibatches[0])
         if self.replay is not None:
             with autocast():
                 text_loss = language_model_loss(self.policy, self.replay(number))
             loss = loss + self.config.replay_coefficient * text_loss
-        update(self.policy, self._finite(loss), [self.optimizer], self.config.clip_norm)
+        update(self.policy, self._finite(loss), [self.optimizer], self.config.clip_norm, self.scaler)
 
     def _finite(self, values: Tensor) -> Tensor:
         if not values.isfinite().all():

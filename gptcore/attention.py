@@ -188,7 +188,7 @@ class MultiHeadAttention(nn.Module):
         Args:
             x: `(B, T, C)`.
             mask: bool, broadcastable to `(B, H, T, S)`, True where a query may look. None means
-                causal, which torch's fused kernel does fastest, and needs `T == S` or `T == 1`.
+                causal, which torch's fused kernel does fastest where `T == S` or `T == 1`.
             rotary: cosine and sine, broadcastable to `(B, H, T, D)`; None for no rotation.
             cache: earlier keys and values; the new ones are added under `layer`.
             return_weights: also return the weights; slower, since they must be written out.
@@ -207,9 +207,11 @@ class MultiHeadAttention(nn.Module):
         if self.key_value_heads < self.heads:
             group = self.heads // self.key_value_heads
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        S = key.shape[2]
+        if mask is None and (return_weights or 1 < T < S):  # the fused kernel would take the first T keys for the last
+            mask = causal_mask(T, S, x.device)
         if return_weights:
-            allowed = causal_mask(T, key.shape[2], x.device) if mask is None else mask
-            mixed, weights = scaled_dot_product_attention(query, key, value, allowed)
+            mixed, weights = scaled_dot_product_attention(query, key, value, mask)
         else:
             # The same computation, fused: no (T, S) matrix is kept for the backward pass.
             weights = None

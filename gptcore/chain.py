@@ -9,8 +9,6 @@ entities (EXPERIMENTS.md names what was not chosen there); the scores here are t
 
 import copy
 import json
-import os
-import platform
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -36,25 +35,15 @@ from gptcore.corpus import (
 )
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.evaluation import bits_per_byte, bleu, exact, gold_score, judge, share, units
+from gptcore.files import write_whole
 from gptcore.finetuning import PromptSource, decode_answer, demonstrations, encode_prompt, introduce_chat_tokens, pack
 from gptcore.generation import GREEDY, SamplingConfig, generate
+from gptcore.machine import choose_device, cores, describe_machine, peak_memory_mb
+from gptcore.parallel import average, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, replayed_reward_loss
 from gptcore.tokenizer import ASSISTANT, DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
-from gptcore.training import (
-    StepReport,
-    Trainer,
-    TrainingConfig,
-    average,
-    choose_device,
-    generator_for,
-    leave_processes,
-    peak_memory_mb,
-    processes,
-    rank,
-    sample_windows,
-    wait_for_all,
-)
+from gptcore.training import StepReport, Trainer, TrainingConfig, generator_for, sample_windows
 
 # --- The recipe ----------------------------------------------------------------------------------
 
@@ -259,17 +248,26 @@ class Chain:
     report: dict[str, Any] = field(default_factory=dict)
     """The report so far; `report.json`."""
 
+    def __post_init__(self) -> None:
+        self._lock = FileLock(self.out / ".lock")  # let go of when the process ends, however it ends
+
     def run(self, resume: bool = False) -> dict[str, Any]:
         """Go through all stages that are not done yet and return the report.
 
-        Several processes (see `training.join_processes`) share pretraining and fine-tuning; then number 0 goes
+        Several processes (see `parallel.join_processes`) share pretraining and fine-tuning; then number 0 goes
         on alone, and the others return what they know.
 
         Raises:
-            FileExistsError: if the folder holds a run and `resume` is not set.
+            FileExistsError: if the folder holds a run and `resume` is not set, or a run is going on in it.
             ValueError: if it holds a run with another seed, preset or text.
             Interrupted: if a stop was requested; the state is saved.
         """
+        try:
+            return self._run(resume)
+        finally:
+            self._lock.release()
+
+    def _run(self, resume: bool) -> dict[str, Any]:
         alone = rank() == 0
         if alone:
             self._prepare(resume)
@@ -302,6 +300,15 @@ class Chain:
 
     def _prepare(self, resume: bool) -> None:
         path = self.out / "report.json"
+        # Nothing is written before the inputs are known to be good.
+        if self.text is not None:
+            read_text(self.text)
+        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(f"a run is going on in {self.out}: wait for it, or choose another --out") from None
+        machine = describe_machine()
         identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": self.text and str(self.text)}
         started = any((self.out / f"{name}.safetensors").exists() for name in ("base", "state"))
         if started and not resume:
@@ -313,22 +320,17 @@ class Chain:
                     raise ValueError(
                         f"{self.out} holds a run with {name} {self.report[name]!r}, not {value!r}: choose another --out"
                     )
+            if machine != self.report.get("machine"):  # from here on the figures depend on another one
+                self.report.setdefault("resumed_on", []).append(machine)
             return
-        # Nothing is written before the inputs are known to be good.
-        if self.text is not None:
-            read_text(self.text)
-        self.out.mkdir(parents=True, exist_ok=True)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.report = identity | {"stages": {}, "cores": cores, "machine": platform.processor() or platform.machine()}
+        self.report = identity | {"stages": {}, "cores": cores(), "machine": machine}
         self._write_report()
 
     def _write_report(self) -> None:
         if rank() > 0:
             return
         self.report["peak_rss_mb"] = round(max(peak_memory_mb(), self.report.get("peak_rss_mb", 0)), 0)
-        beside = self.out / ".report.json"
-        beside.write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
-        beside.replace(self.out / "report.json")
+        write_whole(self.out / "report.json", json.dumps(self.report, indent=1, ensure_ascii=False))
 
     def _seconds(self, name: str, seconds: float) -> None:
         self.report["stages"][name] = {"seconds": round(seconds, 1)}
@@ -343,7 +345,8 @@ class Chain:
             self._before = 0.0  # seconds of this stage in earlier, interrupted runs
             model = train(tokenizer, *models)
             if rank() == 0:
-                save_model(path, model, tokenizer, {"seed": self.seed, "stage": name})
+                note = {"seed": self.seed, "stage": name, "machine": describe_machine()}
+                save_model(path, model, tokenizer, note)
                 (self.out / "state.safetensors").unlink(missing_ok=True)
             if name == "base":
                 self.report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -539,6 +542,8 @@ def as_table(report: dict[str, Any]) -> str:
         f"{report['parameters']:,} parameters, seed {report['seed']}, {report['cores']} cores, "
         f"peak memory {report['peak_rss_mb']:,.0f} MB"
     )
+    for machine in [report["machine"], *report.get("resumed_on", [])]:
+        lines.append("{processor} ({instructions}), {precision}, {threads} threads, torch {torch}".format(**machine))
     lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
     for name, value in report["scores"].items():
         interval = report.get("intervals", {}).get(name)

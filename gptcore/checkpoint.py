@@ -6,6 +6,7 @@ destination and renamed, so that a full disk or a power cut leaves the old file 
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.files import ASSETS, RUNS
+from gptcore.machine import choose_device
 from gptcore.reward import RewardModel
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
-from gptcore.training import choose_device
 
 FORMAT = "gptcore 1"
 
@@ -81,10 +83,10 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 STAGES = ("base", "sft", "reward", "ppo")
 """The chain's models, in the order in which they are made."""
 
-SHIPPED = Path(__file__).parent.parent / "assets" / "checkpoints"
+SHIPPED = ASSETS / "checkpoints"
 """Checkpoints that come with the course."""
 
-OWN = Path(__file__).parent.parent / "runs" / "chain"
+OWN = RUNS / "chain"
 """Where `python -m gptcore train` puts the reader's own, by default."""
 
 
@@ -136,8 +138,38 @@ def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | Reward
     return model.to(choose_device()).eval(), values["info"]
 
 
+def model_folder() -> Path:
+    """The folder of the models that are used where none is named: the reader's own run if it is whole, else the shipped.
+
+    A family is never mixed: models of two runs have different vocabularies, or the same one and other weights.
+    Which one it is, if there is a choice, is said once on the error stream.
+    """
+    missing = _missing(OWN)
+    begun = len(missing) <= len(STAGES)  # one of the files is there
+    if begun and (OWN, SHIPPED, bool(missing)) not in _said:
+        _said.add((OWN, SHIPPED, bool(missing)))
+        if missing:
+            print(
+                f"The shipped models are used: your own run in {OWN} lacks {', '.join(missing)} "
+                f"(`python -m gptcore train --resume` goes on with it; naming the folder uses what is there).",
+                file=sys.stderr,
+            )
+        else:
+            print(f"The models of your own run are used: {OWN}", file=sys.stderr)
+    return SHIPPED if missing else OWN
+
+
+_said: set[tuple[Path, Path, bool]] = set()
+
+
+def _missing(folder: Path) -> list[str]:
+    """Which files of a whole chain a folder lacks."""
+    names = ["tokenizer.json", *(f"{stage}.safetensors" for stage in STAGES)]
+    return [name for name in names if not (folder / name).is_file()]
+
+
 def find_stage(stage: str, folder: str | Path | None = None) -> Path:
-    """The file of a stage's model: in `folder` if given, else the reader's own run, else the shipped one.
+    """The file of a stage's model: in `folder` if given, else in the `model_folder`.
 
     Raises:
         ValueError: if there is no such stage.
@@ -145,12 +177,10 @@ def find_stage(stage: str, folder: str | Path | None = None) -> Path:
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
-    folders = [OWN, SHIPPED] if folder is None else [Path(folder)]
-    for candidate in folders:
-        if (candidate / f"{stage}.safetensors").is_file() and (candidate / "tokenizer.json").is_file():
-            return candidate / f"{stage}.safetensors"
-    places = " or ".join(str(candidate) for candidate in folders)
-    raise FileNotFoundError(f"there is no {stage} model in {places}: train one with `python -m gptcore train`")
+    folder = model_folder() if folder is None else Path(folder)
+    if {f"{stage}.safetensors", "tokenizer.json"} & set(_missing(folder)):
+        raise FileNotFoundError(f"there is no {stage} model in {folder}: train one with `python -m gptcore train`")
+    return folder / f"{stage}.safetensors"
 
 
 def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | RewardModel, Tokenizer]:

@@ -27,7 +27,9 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-ATLAS = Path(__file__).parent.parent / "assets" / "atlas"
+from gptcore.files import ASSETS
+
+ATLAS = ASSETS / "atlas"
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 

@@ -181,8 +181,7 @@ class Decoder(nn.Module):
 
         if token_mask is None:
             positions = torch.arange(past, S, device=tokens.device)  # (T,)
-            # None lets the attention use the fused causal kernel; a single new position sees all.
-            mask = None if past == 0 or T == 1 else causal_mask(T, S, tokens.device)
+            mask = None  # causal
         else:
             # Padding does not count: the first real token has position 0.
             positions = (token_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # (B, T)

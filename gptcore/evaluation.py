@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcore.corpus import LANGUAGES, Language, Prompt, wordings
-from gptcore.training import IGNORED, autocast
+from gptcore.machine import autocast
+from gptcore.training import IGNORED
 
 # --- Plain text ----------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcore.attention import KeyValueCache
 from gptcore.decoder import Decoder
-from gptcore.training import autocast
+from gptcore.machine import autocast
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import autocast, gradient_scaler
 from gptcore.reward import RewardModel, pad_right, score
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import (
-    autocast,
     few_shapes,
     generator_for,
     language_model_loss,
     load_optimizer_tensors,
+    load_scaler,
     optimizer_tensors,
+    scaler_state,
     schedule_factor,
     update,
 )
@@ -315,6 +317,8 @@ class PPO:
         self.kl_coefficient = self.config.kl_coefficient
         for frozen in (self.reference, self.reward_model):
             frozen.eval().requires_grad_(False)
+        # The policy's and the value model's; an overflow in one says nothing of the other.
+        self.scalers = [gradient_scaler(), gradient_scaler()]
         self.optimizers = [
             torch.optim.AdamW(model.parameters(), lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
             for model, rate in (
@@ -458,14 +462,17 @@ class PPO:
         """Backward pass, clipping and update of one of the two models."""
         if not math.isfinite(loss.item()):
             raise FloatingPointError("PPO diverged: lower the learning rates or raise the KL coefficient")
-        update(model, loss, [self.optimizers[0 if model is self.policy else 1]], self.config.clip_norm)
+        which = 0 if model is self.policy else 1
+        update(model, loss, [self.optimizers[which]], self.config.clip_norm, self.scalers[which])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on."""
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"value.{name}": value for name, value in self.value_model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizers)
-        return tensors, {"history": [list(entry) for entry in self.history], "kl_coefficient": self.kl_coefficient}
+        scalers = [scaler_state(scaler) for scaler in self.scalers]
+        history = [list(entry) for entry in self.history]
+        return tensors, {"history": history, "kl_coefficient": self.kl_coefficient, "scalers": scalers}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
@@ -474,3 +481,5 @@ class PPO:
         load_optimizer_tensors(self.optimizers, tensors)
         self.history = [Diagnostics(*entry) for entry in values["history"]]
         self.kl_coefficient = values["kl_coefficient"]
+        for scaler, state in zip(self.scalers, values["scalers"], strict=True):
+            load_scaler(scaler, state)

@@ -34,8 +34,9 @@ from gptcore.finetuning import (
     write_answer,
 )
 from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import autocast
 from gptcore.tokenizer import END, Tokenizer
-from gptcore.training import autocast, few_shapes, generator_for, language_model_loss
+from gptcore.training import few_shapes, generator_for, language_model_loss
 
 VOTE_SHARPNESS = 6.0
 """Beta of the voters: a difference of 0.2 in gold (one point of manners) wins 77 % of the votes."""

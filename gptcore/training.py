@@ -2,153 +2,27 @@
 
 The loop knows nothing of GPT. It is given a model, a function that makes batch number `i`, and a
 function that turns model and batch into a loss; it sets the learning rate, takes the step and
-reports it to callbacks. Device, precision and thread count are chosen here and nowhere else.
+reports it to callbacks.
 
-Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), clipping (1211.5063), mixed
-precision (1710.03740), Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), clipping (1211.5063), Muon
+(Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 """
 
-import ctypes
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
-# On a CPU, oneDNN keeps a compiled kernel for each shape of matrix it has met, a thousand of them by
-# default. Answers come in every length: without a bound the kernels fill a gigabyte.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
-# The C library of Linux gives the memory of a large tensor back to the system at once and gets it again,
-# zeroed, for the next one: a tenth of a step's time. It shall keep blocks of up to 8 MB (-3 and -1 are
-# M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h).
-if hasattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt"):
-    ctypes.CDLL(None).mallopt(-3, 8 * 2**20)
-    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
+from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
+from gptcore.parallel import average
 
 IGNORED = -100
 """Target of a position that is not trained; torch's own convention for cross-entropy."""
-
-
-# --- The machine ---------------------------------------------------------------------------------
-
-
-def choose_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@cache
-def bf16_is_fast() -> bool:
-    """Whether bfloat16 matrix products beat float32 here; measured, since it can be 40x slower."""
-    if choose_device().type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
-        matrix @ matrix  # the first product chooses a kernel
-        runs = []
-        for _ in range(5):
-            start = time.perf_counter()
-            matrix @ matrix
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs)
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
-
-
-def choose_precision() -> Literal["fp32", "bf16", "fp16"]:
-    """bf16 where it is fast, else fp16 on a GPU and fp32 on a CPU."""
-    if bf16_is_fast():
-        return "bf16"
-    return "fp16" if choose_device().type == "cuda" else "fp32"
-
-
-def set_threads(threads: int | None = None) -> int:
-    """Use that many CPU threads, by default one for each core this process may use, shared with its siblings."""
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # set by torchrun
-    torch.set_num_threads(threads)
-    return threads
-
-
-def peak_memory_mb() -> float:
-    """Most memory that this process has held so far, in MB of 2^20 bytes."""
-    if sys.platform == "win32":
-        import psutil  # comes with Jupyter; elsewhere the standard library suffices
-
-        return psutil.Process().memory_info().peak_wset / 2**20
-    import resource  # not there on Windows
-
-    # ru_maxrss counts bytes on macOS, KiB elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def autocast(precision: str | None = None, rows: int | None = None) -> AbstractContextManager:
-    """Context in which matrix products run in half precision: `precision`, or the machine's choice.
-
-    Args:
-        precision: "fp32", "bf16" or "fp16"; None for what is fast here.
-        rows: of the matrices that meet the weights, if known. With few of them a CPU gains nothing by half
-            precision: every weight would be converted to be used once.
-    """
-    few = rows is not None and rows < 64 and choose_device().type == "cpu"
-    precision = precision or ("fp32" if few else choose_precision())
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(choose_device().type, dtype=dtype, enabled=precision != "fp32")
-
-
-# --- Several processes ---------------------------------------------------------------------------
-#
-# `torchrun` starts several processes that train together (data parallelism): each has the whole model and
-# reads its own rows of every batch; gradients are averaged before each step, so that all models stay equal.
-
-
-def join_processes() -> None:
-    """Meet the other processes, if `torchrun` started several; before anything else is done."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        if choose_device().type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if choose_device().type == "cuda" else "gloo")
-
-
-def leave_processes() -> None:
-    """Go on alone."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def processes() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Number of this process, from 0; only number 0 writes files."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def wait_for_all() -> None:
-    """Go on when every process has come here."""
-    if processes() > 1:
-        dist.barrier()
-
-
-def average(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its mean over all processes, in place."""
-    if processes() > 1:
-        dist.all_reduce(tensor)
-        tensor /= processes()
-    return tensor
 
 
 # --- Batches and loss ----------------------------------------------------------------------------
@@ -217,7 +91,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
         ):
             logits = (rows @ weight.T).float()  # (rows, V)
-            real = (wanted != IGNORED).nonzero().squeeze(1)  # all rows, but for padding at the end
+            real = (wanted != IGNORED).nonzero().squeeze(1)
             logits -= logits.amax(dim=1, keepdim=True)
             total -= logits[real, wanted[real]].sum()
             # What is below e^-60 does not count; smaller yet, and it would be a subnormal number, with
@@ -228,7 +102,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             # d loss / d logits = softmax(logits) - one-hot(target)
             slope /= normaliser
             slope[real, wanted[real]] -= 1
-            slope[len(real) :] = 0
+            slope[wanted == IGNORED] = 0
             slope = slope.to(weight.dtype)
             gradients.copy_(slope @ weight)
             weight_gradient += slope.T @ rows
@@ -247,7 +121,7 @@ def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Ten
     Args:
         features: `(N, C)`.
         weight: `(V, C)` of the head, which has no bias.
-        targets: `(N,)` ids.
+        targets: `(N,)` ids; rows whose target is `IGNORED` do not count.
 
     Returns:
         a scalar in nats.
@@ -255,6 +129,10 @@ def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Ten
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float16:
+            # Small slopes vanish in fp16 unless the gradient scaler multiplies them before they are rounded;
+            # below they would be rounded first.
+            return F.cross_entropy((features @ weight.T).float(), targets, ignore_index=IGNORED, reduction="sum")
         features, weight = features.to(dtype), weight.to(dtype)
     features = few_shapes(features)
     targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)
@@ -374,7 +252,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        dtype = torch.bfloat16 if bf16_is_fast() else torch.float32
+        dtype = torch.bfloat16 if choose_precision() == "bf16" else torch.float32
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
@@ -425,7 +303,7 @@ class TrainingConfig:
     """Share of the steps in which `linear` decays."""
     clip_norm: float = 1.0
     """Largest gradient norm; a rare batch may not throw the model off."""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     """Precision of the matrix products; None for what is fast on this machine."""
     seed: int = 0
     """Seed of everything random in the stage."""
@@ -517,6 +395,25 @@ Callback = Callable[[StepReport], None]
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
+def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any] | None:
+    """A gradient scaler's state as JSON values."""
+    return None if scaler is None else scaler.state_dict()
+
+
+def load_scaler(scaler: torch.amp.GradScaler | None, state: dict[str, Any] | None) -> None:
+    """Put back what `scaler_state` took; a run that goes on in another precision begins with a fresh scaler."""
+    if scaler is not None and state is not None:
+        scaler.load_state_dict(state)
+
+
+def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Add the gradients of a loss to those that are there, scaled if there is a scaler.
+
+    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish.
+    """
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
 def update(
     model: nn.Module,
     loss: Tensor,
@@ -526,16 +423,13 @@ def update(
 ) -> float:
     """Backward pass, average over processes, unscale, clip, step, in this order.
 
-    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish. Clipping must
-    see the true gradients: unscale first.
+    Clipping must see the true gradients: unscale first. After an overflow in fp16 the step is left out, and the
+    scaler lowers its factor.
 
     Returns:
-        the norm of the true gradients before clipping.
+        the norm of the true gradients before clipping; infinite or NaN after an overflow.
     """
-    if scaler is None:
-        loss.backward()
-    else:
-        scaler.scale(loss).backward()
+    backward(loss, scaler)
     for parameter in model.parameters():
         if parameter.grad is not None:
             average(parameter.grad)
@@ -581,9 +475,9 @@ class Trainer:
                 group["full_rate"] = group["lr"]
         self._set_precision(self.config.precision or choose_precision())
 
-    def _set_precision(self, precision: str) -> None:
+    def _set_precision(self, precision: Precision) -> None:
         self.precision = precision
-        self.scaler = torch.amp.GradScaler(choose_device().type) if precision == "fp16" else None
+        self.scaler = gradient_scaler(precision)
 
     @property
     def step(self) -> int:
@@ -598,8 +492,8 @@ class Trainer:
         Raises:
             FloatingPointError: if the loss is no longer a number.
         """
-        self.model.train()
         while self.step < self.config.steps:
+            self.model.train()  # a callback may have asked the model something
             start = time.perf_counter()
             config = self.config
             factor = schedule_factor(self.step, config.steps, config.schedule, config.warmup_steps, config.decay_share)
@@ -622,8 +516,7 @@ class Trainer:
         """Tensors and JSON values from which `load_state` goes on."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizers)
-        scaler = None if self.scaler is None else self.scaler.state_dict()
-        return tensors, {"losses": self.losses, "precision": self.precision, "scaler": scaler}
+        return tensors, {"losses": self.losses, "precision": self.precision, "scaler": scaler_state(self.scaler)}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -641,5 +534,4 @@ class Trainer:
         load_optimizer_tensors(self.optimizers, tensors)
         self.losses = list(values["losses"])
         self._set_precision(values["precision"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(values["scaler"])
+        load_scaler(self.scaler, values["scaler"])

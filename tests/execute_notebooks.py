@@ -49,7 +49,7 @@ def keep_picture(output: nbformat.NotebookNode) -> None:
 def execute(path: Path) -> tuple[float, float]:
     """Run one notebook in its own folder, save it, and return seconds and gigabytes that it took."""
     notebook = nbformat.read(path, as_version=4)
-    peak = nbformat.v4.new_code_cell("from gptcore.training import peak_memory_mb\nprint(peak_memory_mb())")
+    peak = nbformat.v4.new_code_cell("from gptcore.machine import peak_memory_mb\nprint(peak_memory_mb())")
     notebook.cells.append(peak)
     start = time.perf_counter()
     NotebookClient(

@@ -15,7 +15,7 @@ from gptcore.chain import ask
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.evaluation import gold_score
 from gptcore.generation import SamplingConfig
-from gptcore.training import set_threads
+from gptcore.machine import set_threads
 from gptcore.widgets.ppo_lab import RECORDED, Setting, all_settings, lab_questions, lab_run, signs, train_judge
 
 MOST_BYTES = 1_000_000

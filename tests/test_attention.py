@@ -327,6 +327,18 @@ def test_with_a_cache_pieces_give_the_outputs_of_the_whole(seed, lengths, key_va
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
 
 
+@few_examples
+@given(seeds, st.integers(1, 3), st.integers(1, 3), st.booleans())
+def test_without_a_mask_several_new_tokens_after_a_cache_are_causal_too(seed, past, new, return_weights):
+    attention = randomise(MultiHeadAttention(8, 2), seed)
+    (x,) = random_tensors(seed, (2, past + new, 8))
+    expected, _ = attention(x)
+    cache = KeyValueCache(1, past + new)
+    attention(x[:, :past], cache=cache)
+    found, _ = attention(x[:, past:], cache=cache, return_weights=return_weights)
+    torch.testing.assert_close(found, expected[:, past:])
+
+
 def test_multi_head_attention_turns_queries_and_keys_but_not_values():
     # One position only: its weight is 1 whatever its angle, so the output is that of no rotation.
     attention = randomise(MultiHeadAttention(8, 2))

@@ -30,7 +30,7 @@ if not REQUIRED:
 HOSTILE = "</script><img src=x onerror=window.hacked=1> \u202eשלום 👩‍👩‍👧 $x$"
 
 CELLS = [
-    "import json\nfrom pathlib import Path\nimport torch\nfrom gptcore.training import set_threads\n"
+    "import json\nfrom pathlib import Path\nimport torch\nfrom gptcore.machine import set_threads\n"
     "from gptcore.widgets import *\nfrom gptcore.checkpoint import SHIPPED, load_stage\nset_threads()\n"
     "sft, tokenizer = load_stage('sft', SHIPPED)",
     "PipelineMap(SHIPPED / 'report.json')",

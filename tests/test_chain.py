@@ -13,8 +13,10 @@ import torch
 from gptcore import chain
 from gptcore.__main__ import main
 from gptcore.chat import Conversation
-from gptcore.checkpoint import SHIPPED, STAGES, load_stage
+from gptcore.checkpoint import SHIPPED, STAGES, load_model, load_stage
 from gptcore.generation import SamplingConfig
+from gptcore.machine import describe_machine
+from gptcore.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 SCORES = {
@@ -110,6 +112,47 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, small_exam):
         run(tmp_path).run()
     with pytest.raises(ValueError, match="another --out"):
         run(tmp_path, seed=1).run(resume=True)
+
+
+def test_the_record_of_a_run_and_the_notes_of_its_models_name_the_machine(tmp_path, small_exam, monkeypatch):
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
+    report = run(tmp_path).run()
+    assert report["machine"] == describe_machine()
+    assert report["machine"]["precision"] == "fp32"
+    assert "fp32" in chain.as_table(report)
+    for stage in STAGES:
+        _, note = load_model(tmp_path / f"{stage}.safetensors", Tokenizer.load(tmp_path / "tokenizer.json"))
+        assert note == {"seed": 0, "stage": stage, "machine": report["machine"]}
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, small_exam, monkeypatch):
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
+    run(tmp_path).run()
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
+    report = run(tmp_path).run(resume=True)
+    assert report["machine"]["precision"] == "fp32"
+    assert [machine["precision"] for machine in report["resumed_on"]] == ["bf16"]
+    assert "bf16" in chain.as_table(report)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_in_which_a_run_is_going_on_refuses_a_second_one_at_once(tmp_path, resume):
+    first = run(tmp_path)
+    first._prepare(resume=False)  # in the middle of its first stage; nothing is saved yet
+    with pytest.raises(FileExistsError, match="a run is going on in"):
+        run(tmp_path).run(resume)
+    first._lock.release()
+    run(tmp_path)._prepare(resume)
+
+
+def test_a_run_that_was_killed_leaves_its_folder_free(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from gptcore import chain\n"
+        "chain.Chain(Path(sys.argv[1]))._prepare(resume=False)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode != 0
+    run(tmp_path)._prepare(resume=True)
 
 
 def test_a_text_of_the_readers_own_gives_a_base_model_that_continues_it(tmp_path):

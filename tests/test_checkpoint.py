@@ -35,7 +35,7 @@ OTHER = Tokenizer([(97, 98)])
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     torch.manual_seed(0)
 
 
@@ -312,21 +312,36 @@ def test_each_stage_is_found_in_the_folder_given(tmp_path):
         assert not model.training
 
 
-def test_the_readers_own_run_comes_before_the_shipped_models_and_either_will_do(tmp_path, monkeypatch):
-    own, shipped = fill(tmp_path / "own", ["base"]), fill(tmp_path / "shipped", ["base", "sft"])
-    monkeypatch.setattr(checkpoint, "OWN", own)
-    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
-    assert find_stage("base") == own / "base.safetensors"
-    assert find_stage("sft") == shipped / "sft.safetensors"
+@pytest.fixture
+def families(tmp_path, monkeypatch):
+    """A whole run of the reader's own, and the shipped models."""
+    monkeypatch.setattr(checkpoint, "OWN", fill(tmp_path / "own"))
+    monkeypatch.setattr(checkpoint, "SHIPPED", fill(tmp_path / "shipped"))
+    return tmp_path
+
+
+def test_the_readers_own_run_comes_before_the_shipped_models_and_that_is_said_once(families, capsys):
+    for stage in STAGES:
+        assert find_stage(stage) == families / "own" / f"{stage}.safetensors"
     assert isinstance(load_stage("sft")[0], Decoder)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_model_without_its_tokenizer_is_passed_over(tmp_path, monkeypatch):
-    own, shipped = fill(tmp_path / "own"), fill(tmp_path / "shipped")
-    (own / "tokenizer.json").unlink()
-    monkeypatch.setattr(checkpoint, "OWN", own)
-    monkeypatch.setattr(checkpoint, "SHIPPED", shipped)
-    assert find_stage("base") == shipped / "base.safetensors"
+@pytest.mark.parametrize("lacking", ["ppo.safetensors", "tokenizer.json"])
+def test_a_run_that_is_not_whole_is_not_mixed_with_the_shipped_models(families, capsys, lacking):
+    (families / "own" / lacking).unlink()
+    for stage in STAGES:
+        assert find_stage(stage) == families / "shipped" / f"{stage}.safetensors"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"lacks {lacking}" in said
+    assert "--resume" in said
+
+
+def test_without_a_run_of_ones_own_nothing_is_said(families, capsys, monkeypatch):
+    monkeypatch.setattr(checkpoint, "OWN", families / "nothing")
+    assert find_stage("ppo") == families / "shipped" / "ppo.safetensors"
+    assert capsys.readouterr().err == ""
 
 
 def test_an_unknown_stage_is_refused_with_the_names_of_the_known_ones(tmp_path):
@@ -340,7 +355,7 @@ def test_a_stage_that_was_not_trained_yet_is_named_with_the_places_looked_at(tmp
         load_stage("ppo", tmp_path / "here")
     monkeypatch.setattr(checkpoint, "OWN", tmp_path / "own")
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
-    with pytest.raises(FileNotFoundError, match=r"own or .*shipped"):
+    with pytest.raises(FileNotFoundError, match=r"no base model in .*shipped"):
         find_stage("base")
 
 

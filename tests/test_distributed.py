@@ -1,6 +1,7 @@
 """Two processes that train together must do what one does; run by torchrun, this file is one of them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +11,11 @@ import pytest
 import torch
 from test_chain import tiny_recipe
 
-from gptcore import chain, training
+from gptcore import chain
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.training import (
-    IGNORED,
-    Trainer,
-    TrainingConfig,
-    generator_for,
-    join_processes,
-    leave_processes,
-    processes,
-    rank,
-)
+from gptcore.parallel import join_processes, leave_processes, processes, rank
+from gptcore.training import IGNORED, Trainer, TrainingConfig, generator_for
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -58,7 +51,7 @@ def small_chain(out: Path, resume: bool = False, stop_at: int | None = None) -> 
         mock.patch.object(chain, "exam", lambda part: {name: some[:4] for name, some in exam(part).items()}),
         mock.patch.object(chain, "collect_ballots", lambda *args: collect_ballots(*args[:3], 16, *args[4:])),
         mock.patch.object(chain, "text_batches", watched_batches),
-        mock.patch.object(training, "choose_precision", return_value="fp32"),
+        mock.patch.dict(os.environ, GPTCORE_PRECISION="fp32"),
     ):
         run.run(resume)
     return run

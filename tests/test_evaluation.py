@@ -30,7 +30,7 @@ steady = settings(deadline=None, derandomize=True)
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     torch.manual_seed(0)
 
 

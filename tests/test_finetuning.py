@@ -47,7 +47,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
 
 
 # --- The template --------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gptcore import training
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.generation import (
     GREEDY,
@@ -32,7 +31,7 @@ VOCABULARY, CONTEXT, STOP = 23, 20, 3
 def exact_numbers():
     """float32 wherever this machine would choose half precision: equal work then gives equal tokens."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(training, "choose_precision", lambda: "fp32")
+    patch.setenv("GPTCORE_PRECISION", "fp32")
     yield
     patch.undo()
 
@@ -184,7 +183,7 @@ def test_each_step_reads_only_new_tokens_of_hardly_more_rows_than_are_unfinished
 
 
 def test_generation_runs_in_half_precision(monkeypatch):
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
     model = random_decoder()
     answers = generate(model, PROMPTS, SamplingConfig(max_new_tokens=6), STOP, torch.Generator().manual_seed(0))
     for answer in answers:
@@ -208,7 +207,7 @@ class Conversions(TorchDispatchMode):
 
 
 def test_in_half_precision_each_weight_is_converted_once_and_not_for_every_token(monkeypatch):
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
     model = never_stopping()
     with Conversions(model) as conversions:
         generate(model, [[1, 2]] * 64, greedy(5), STOP)

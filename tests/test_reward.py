@@ -41,8 +41,7 @@ VOCABULARY = 30
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
-    monkeypatch.setattr("gptcore.training.bf16_is_fast", lambda: False)
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     torch.manual_seed(0)
 
 
@@ -327,7 +326,7 @@ def collect(seed, count=12):
 @pytest.fixture(scope="module")
 def ballots():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+        patch.setenv("GPTCORE_PRECISION", "fp32")
         return collect(4)
 
 

@@ -20,18 +20,14 @@ from gptcore.training import (
     Muon,
     Trainer,
     TrainingConfig,
-    autocast,
-    choose_precision,
     few_shapes,
     generator_for,
     head_cross_entropy,
     language_model_loss,
     make_optimizers,
     orthogonalise,
-    peak_memory_mb,
     sample_windows,
     schedule_factor,
-    set_threads,
     update,
 )
 
@@ -42,8 +38,7 @@ slow_start = settings(deadline=None, derandomize=True)
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
-    monkeypatch.setattr("gptcore.training.bf16_is_fast", lambda: False)
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     torch.manual_seed(0)
 
 
@@ -61,61 +56,19 @@ def constant_config(steps, **changes):
     return TrainingConfig(steps=steps, schedule="constant", warmup_steps=0, **changes)
 
 
-# --- The machine ---------------------------------------------------------------------------------
+def test_a_callback_that_asks_the_model_does_not_leave_it_in_evaluation_mode():
+    model, modes = tiny_decoder(), []
 
+    def loss(model, batch):
+        modes.append(model.training)
+        return language_model_loss(model, batch)
 
-@pytest.mark.parametrize(
-    ("bf16_fast", "device", "expected"),
-    [(True, "cpu", "bf16"), (False, "cpu", "fp32"), (True, "cuda", "bf16"), (False, "cuda", "fp16")],
-)
-def test_precision_is_bf16_where_fast_else_fp16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch, bf16_fast, device, expected):
-    monkeypatch.setattr(training, "bf16_is_fast", lambda: bf16_fast)
-    monkeypatch.setattr(training, "choose_device", lambda: torch.device(device))
-    assert choose_precision() == expected  # imported before the fixture replaced it
-
-
-@pytest.mark.parametrize(
-    ("asked", "machine", "expected"),
-    [
-        (None, "fp32", torch.float32),
-        (None, "bf16", torch.bfloat16),
-        (None, "fp16", torch.float16),
-        ("fp32", "bf16", torch.float32),
-        ("bf16", "fp32", torch.bfloat16),
-    ],
-)
-def test_autocast_computes_in_the_precision_asked_for_or_else_the_machines(monkeypatch, asked, machine, expected):
-    monkeypatch.setattr(training, "choose_precision", lambda: machine)
-    monkeypatch.setattr(training, "choose_device", lambda: torch.device("cpu"))
-    matrix = torch.ones(2, 2)
-    with autocast(asked):
-        assert (matrix @ matrix).dtype == expected
-    assert (matrix @ matrix).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("rows", "asked", "expected"),
-    [(63, None, torch.float32), (64, None, torch.bfloat16), (1, "bf16", torch.bfloat16)],
-)
-def test_autocast_leaves_a_few_rows_in_float32(monkeypatch, rows, asked, expected):
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
-    monkeypatch.setattr(training, "choose_device", lambda: torch.device("cpu"))
-    matrix = torch.ones(2, 2)
-    with autocast(asked, rows=rows):
-        assert (matrix @ matrix).dtype == expected
-
-
-def test_peak_memory_counts_megabytes():
-    before = peak_memory_mb()
-    assert 50 < before < 20_000
-    block = torch.ones(max(0, int(before)) + 100, 2**18)  # as many MB as were ever held, and a hundred more
-    assert peak_memory_mb() > before + 90
-    del block
-    assert peak_memory_mb() > before + 90  # it is a peak
+    Trainer(model, random_batch, constant_config(3), loss).run([lambda _: model.eval()])
+    assert modes == [True, True, True]
 
 
 def test_the_trainer_asks_the_machine_unless_the_configuration_names_a_precision(monkeypatch):
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
     model = tiny_decoder()
     assert Trainer(model, random_batch, constant_config(1)).precision == "bf16"
     assert Trainer(model, random_batch, constant_config(1, precision="fp32")).precision == "fp32"
@@ -126,16 +79,6 @@ def test_only_fp16_needs_a_gradient_scaler():
     assert Trainer(model, random_batch, constant_config(1, precision="fp16")).scaler is not None
     assert Trainer(model, random_batch, constant_config(1, precision="bf16")).scaler is None
     assert Trainer(model, random_batch, constant_config(1, precision="fp32")).scaler is None
-
-
-def test_set_threads_sets_what_it_returns():
-    before = torch.get_num_threads()
-    try:
-        assert set_threads(1) == 1
-        assert torch.get_num_threads() == 1
-        assert set_threads() == torch.get_num_threads() >= 1
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- Batches and loss ----------------------------------------------------------------------------
@@ -266,6 +209,19 @@ def test_ignored_positions_of_a_row_do_not_count():
     )
 
 
+def test_ignored_rows_in_the_middle_change_neither_the_loss_nor_a_gradient():
+    features, weight = torch.randn(70, 5), torch.randn(VOCABULARY, 5)
+    targets = torch.randint(VOCABULARY, (70,))
+    targets[[0, 3, 4, 40]] = IGNORED
+    results = []
+    for function in (head_cross_entropy, lambda x, w, t: F.cross_entropy(x @ w.T, t, reduction="sum")):
+        x, w = features.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = function(x, w, targets)
+        results.append((loss, *torch.autograd.grad(loss, (x, w))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_loss_is_zero_and_teaches_nothing_if_every_target_is_ignored():
     model = tiny_decoder()
     tokens, targets = random_batch(2)
@@ -384,7 +340,7 @@ def test_muon_equals_its_definition(shape, steps):
 def test_muon_equals_torchs(monkeypatch, shape, steps, bf16):
     if not hasattr(torch.optim, "Muon"):
         pytest.skip(f"torch {torch.__version__} has no torch.optim.Muon; it came with 2.9")
-    monkeypatch.setattr(training, "bf16_is_fast", lambda: bf16)
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16" if bf16 else "fp32")
     start = torch.randn(shape)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     our_optimizer = Muon([ours], lr=0.02, momentum=0.95, weight_decay=0.1)
@@ -723,7 +679,7 @@ def test_without_the_optimisers_averages_a_resumed_run_would_differ():
 def test_a_state_goes_on_in_the_precision_that_it_was_taken_in(monkeypatch):
     # Stopped on a machine that chose fp16, resumed on one that would choose something else.
     stopped = interrupted_after(2, "llama", constant_config(4, precision="fp16"))
-    monkeypatch.setattr(training, "choose_precision", lambda: "bf16")
+    monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
     resumed = Trainer(tiny_decoder(), random_batch, constant_config(4))
     resumed.load_state(*stopped.state())
     assert resumed.precision == "fp16"
@@ -731,7 +687,7 @@ def test_a_state_goes_on_in_the_precision_that_it_was_taken_in(monkeypatch):
     assert resumed.scaler.get_scale() == stopped.scaler.get_scale()
     # And the other way round.
     stopped = interrupted_after(2, "llama", constant_config(4, precision="fp32"))
-    monkeypatch.setattr(training, "choose_precision", lambda: "fp16")
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp16")
     resumed = Trainer(tiny_decoder(), random_batch, constant_config(4))
     resumed.load_state(*stopped.state())
     assert (resumed.precision, resumed.scaler) == ("fp32", None)

@@ -64,7 +64,7 @@ VIEWS = sorted((_view.STATIC).glob("*.js"))
 
 @pytest.fixture(autouse=True)
 def exact_arithmetic(monkeypatch):
-    monkeypatch.setattr("gptcore.training.choose_precision", lambda: "fp32")
+    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     torch.manual_seed(0)
 
 

@@ -20,17 +20,17 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
 from gptcore.exercises.running import run_limited
+from gptcore.files import RUNS, write_whole
 
 __all__ = ["check", "hint", "progress", "require", "solution"]
 
 CHAPTERS = range(1, 13)
 
-RECORD = Path(__file__).parents[2] / "runs" / "exercises.json"
+RECORD = RUNS / "exercises.json"
 """What the reader has solved."""
 
 TEACHING = "GPTCORE_MARKING"
@@ -220,11 +220,5 @@ def _write_record(number: str, entry: dict[str, Any]) -> None:
     """Keep one exercise's entry; a folder that cannot be written costs the record, not the notebook."""
     if os.environ.get(TEACHING):
         return
-    beside = RECORD.with_name(f".{RECORD.name}.{os.getpid()}")
-    try:
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(_read_record() | {number: entry}, indent=1), encoding="utf-8")
-        beside.replace(RECORD)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink()
+    with contextlib.suppress(OSError):
+        write_whole(RECORD, json.dumps(_read_record() | {number: entry}, indent=1))

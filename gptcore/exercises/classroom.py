@@ -120,7 +120,7 @@ def assignment_notebook(chapter: int, for_teacher: bool) -> dict[str, Any]:
     )
     cells = [
         _cell("markdown", "title", title),
-        _cell("code", "imports", f"{IMPORTS}\nfrom gptcore.training import set_threads\n\nset_threads()"),
+        _cell("code", "imports", f"{IMPORTS}\nfrom gptcore.machine import set_threads\n\nset_threads()"),
     ]
     for exercise in own:
         name = exercise.number.replace(".", "-")

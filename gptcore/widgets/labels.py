@@ -11,15 +11,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from gptcore.checkpoint import OWN
 from gptcore.evaluation import Share, gold_score, share
+from gptcore.files import RUNS, write_whole
 from gptcore.finetuning import decode_answer
 from gptcore.reward import Ballot
 from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import View, picture_of_lines, script
 
 Vote = Literal["left", "right", "skipped"]
-VOTES = OWN.parent / "votes.json"
+VOTES = RUNS / "votes.json"
 """Where the reader's votes are kept, by default."""
 
 
@@ -69,10 +69,7 @@ def save_votes(path: Path, pairs: Sequence[Ballot], votes: Sequence[Vote]) -> No
     for pair in pairs:
         kept.pop(_key(pair), None)
     kept |= {_key(pair): vote for pair, vote in zip(pairs, votes, strict=False)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(kept, indent=0), encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(kept, indent=0))
 
 
 def load_votes(path: Path, pairs: Sequence[Ballot]) -> dict[int, Vote]:

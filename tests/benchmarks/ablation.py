@@ -15,7 +15,8 @@ from time_to_quality import SHORT, Ours, characters_of, validation_loss
 from torch import Tensor
 
 from gptcore.decoder import Decoder
-from gptcore.training import Trainer, choose_device, generator_for, sample_windows
+from gptcore.machine import choose_device
+from gptcore.training import Trainer, generator_for, sample_windows
 
 ADAMW = {"optimizer": "adamw", "betas": (0.9, 0.99)}
 

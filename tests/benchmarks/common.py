@@ -2,16 +2,13 @@
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from gptcore.training import choose_device, choose_precision, set_threads
+from gptcore.machine import describe_machine, set_threads
 
 Measurement = dict[str, float]
 """Figures of one run by name."""
@@ -44,24 +41,7 @@ def alternate(sides: dict[str, Callable[[int], Measurement]], repeats: int) -> d
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    device = choose_device()
-    return {
-        "processor": _processor() if device.type == "cpu" else torch.cuda.get_device_name(),
-        "threads": torch.get_num_threads(),
-        "precision": choose_precision(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return (names or [platform.machine()])[0] + (" (AMX)" if "amx_bf16" in flags else "")
+    return describe_machine() | {"date": time.strftime("%Y-%m-%d")}
 
 
 def report(name: str, runs: dict[str, list[Measurement]], out: Path, **more: Any) -> None:

@@ -23,7 +23,8 @@ from gptcore.chain import Recipe, documents_as_tokens, text_batches, train_token
 from gptcore.corpus import pretraining_documents
 from gptcore.decoder import Decoder
 from gptcore.tokenizer import END_OF_TEXT
-from gptcore.training import Trainer, TrainingConfig, set_threads
+from gptcore.machine import set_threads
+from gptcore.training import Trainer, TrainingConfig
 from gptcore.widgets import TrainingDashboard, held_out_batches
 
 set_threads()

@@ -22,8 +22,9 @@ from gptcore import generation
 from gptcore.checkpoint import SHIPPED, as_transformers, load_stage
 from gptcore.corpus import LANGUAGES, fact_prompts, with_leading_space
 from gptcore.generation import GREEDY, SamplingConfig, generate
+from gptcore.machine import autocast, choose_device
 from gptcore.tokenizer import END, END_OF_TEXT
-from gptcore.training import autocast, choose_device, generator_for
+from gptcore.training import generator_for
 
 NEW_TOKENS = 64
 BATCHES = (1, 64)

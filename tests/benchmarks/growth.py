@@ -17,7 +17,8 @@ import torch
 from common import Measurement, alternate, arguments, report
 
 from gptcore.decoder import Decoder, DecoderConfig, forward_flops
-from gptcore.training import Trainer, TrainingConfig, choose_device, generator_for
+from gptcore.machine import choose_device
+from gptcore.training import Trainer, TrainingConfig, generator_for
 
 START = DecoderConfig(vocabulary_size=2048, context_length=128, layers=3, width=192, heads=6)
 WIDTHS = {64: 2, 96: 3, 160: 4, 256: 5, 384: 6, 544: 7}  # and layers: 0.3 to 30 million parameters

@@ -15,7 +15,8 @@ import torch
 from common import Measurement, alternate, arguments, report
 
 from gptcore.decoder import Decoder, DecoderConfig, forward_flops
-from gptcore.training import Trainer, TrainingConfig, choose_device, generator_for
+from gptcore.machine import choose_device
+from gptcore.training import Trainer, TrainingConfig, generator_for
 
 STEPS = 12
 """Measured after three that are not."""

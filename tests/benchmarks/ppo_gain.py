@@ -16,9 +16,10 @@ from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.evaluation import gold_score
 from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import set_threads
 from gptcore.reward import score
 from gptcore.tokenizer import END
-from gptcore.training import Trainer, generator_for, set_threads
+from gptcore.training import Trainer, generator_for
 
 
 def continued(sft, tokenizer, recipe, seed):

@@ -28,13 +28,8 @@ from torch.nn import functional as F
 
 from gptcore.corpus import tiny_shakespeare
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.training import (
-    Trainer,
-    TrainingConfig,
-    choose_device,
-    generator_for,
-    sample_windows,
-)
+from gptcore.machine import choose_device
+from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows
 
 TARGET = 1.88
 """Validation loss in nats a character that nanoGPT's README names for this recipe."""
