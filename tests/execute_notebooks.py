@@ -2,13 +2,17 @@
 
     python tests/execute_notebooks.py              all of notebooks/
     python tests/execute_notebooks.py 01 05        those whose names start so
+    python tests/execute_notebooks.py --measure    only see what they cost; the files stay as they are
 
-Outputs stay small in diffs: no timing metadata, no widget state. The line of the first cell that
-states time and memory is written anew where it was wrong by more than a little. A cell that fails
-stops the script and leaves the file as it was.
+Outputs stay small in diffs: no timing metadata, no widget state. A cell that fails stops the script and
+leaves the file as it was. What each notebook took goes into assets/benchmarks/costs.json, under the profile of this
+machine (see gptcore/costs.py), beside work that was measured in the same run; prepare_notebooks.py writes it
+into the first cells. For the laptop profile on a processor that has more:
+
+    ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python tests/execute_notebooks.py --measure
 """
 
-import re
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,26 +20,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from gptcore.costs import COSTS, profile, read_costs, unit_of_work
+from gptcore.files import write_whole
+from gptcore.machine import describe_machine, set_threads
+
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-
-
-STATED = re.compile(r"\*\*Time on two cores:\*\* ([\d.]+) minutes\. \*\*Memory:\*\* ([\d.]+) GB\.")
-"""What a notebook says about its cost."""
-
-
-def state_cost(text: str, seconds: float, gigabytes: float) -> str:
-    """Put time and memory into the first cell's text; figures that are nearly right stay, for small diffs.
-
-    Raises:
-        ValueError: if the text has no place for them.
-    """
-    found = STATED.search(text)
-    if not found:
-        raise ValueError("the first cell needs a line '**Time on two cores:** 0 minutes. **Memory:** 0 GB.'")
-    minutes, memory = max(0.1, round(seconds / 60, 1)), max(0.1, round(gigabytes, 1))
-    if abs(float(found[1]) - minutes) <= max(0.1, 0.15 * minutes) and abs(float(found[2]) - memory) < 0.25:
-        return text
-    return text.replace(found[0], f"**Time on two cores:** {minutes} minutes. **Memory:** {memory} GB.")
 
 
 def keep_picture(output: nbformat.NotebookNode) -> None:
@@ -46,8 +35,8 @@ def keep_picture(output: nbformat.NotebookNode) -> None:
             data.pop(kind, None)
 
 
-def execute(path: Path) -> tuple[float, float]:
-    """Run one notebook in its own folder, save it, and return seconds and gigabytes that it took."""
+def execute(path: Path, store: bool = True) -> tuple[float, float]:
+    """Run one notebook in its own folder, save it if asked to, and return seconds and gigabytes that it took."""
     notebook = nbformat.read(path, as_version=4)
     peak = nbformat.v4.new_code_cell("from gptcore.machine import peak_memory_mb\nprint(peak_memory_mb())")
     notebook.cells.append(peak)
@@ -63,7 +52,8 @@ def execute(path: Path) -> tuple[float, float]:
     ).execute()
     seconds = time.perf_counter() - start
     gigabytes = float(notebook.cells.pop().outputs[0].text) / 1024
-    notebook.cells[0].source = state_cost(notebook.cells[0].source, seconds, gigabytes)
+    if not store:
+        return seconds, gigabytes
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -82,15 +72,40 @@ def execute(path: Path) -> tuple[float, float]:
     return seconds, gigabytes
 
 
+def note_costs(taken: dict[str, tuple[float, float]], units: list[float]) -> None:
+    """Put seconds and gigabytes of some notebooks into the record, under the profile of this machine."""
+    print(f"the unit of work: {units[0]:.2f} s before, {units[-1]:.2f} s after")
+    if max(units) > 1.2 * min(units):
+        print("LOOK: the machine was not equally fast all the time; what was measured is not recorded")
+        return
+    name = profile()
+    if name is None:
+        print("this machine has neither of the two profiles; what was measured is not recorded")
+        return
+    costs = read_costs() if COSTS.exists() else {}
+    entry = costs.setdefault(name, {"chapters": {}, "chain": {}})
+    entry |= {"machine": describe_machine(), "unit": round(sum(units) / len(units), 3)}
+    entry["chapters"] |= {
+        stem: {"seconds": round(seconds, 1), "gigabytes": round(gigabytes, 2)}
+        for stem, (seconds, gigabytes) in taken.items()
+    }
+    write_whole(COSTS, json.dumps(costs, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> None:
     """Run the notebooks named on the command line, or all."""
-    prefixes = tuple(sys.argv[1:])
+    measure = "--measure" in sys.argv
+    prefixes = tuple(word for word in sys.argv[1:] if word != "--measure")
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not prefixes or path.name.startswith(prefixes)]
     if not paths:
         sys.exit(f"no notebook in {NOTEBOOKS} starts with {' or '.join(prefixes)}")
+    set_threads()
+    units, taken = [unit_of_work()], {}
     for path in paths:
         print(f"{path.name} ...", end=" ", flush=True)
-        print("{:.0f} s, {:.2f} GB".format(*execute(path)), flush=True)
+        taken[path.stem] = execute(path, store=not measure)
+        print("{:.0f} s, {:.2f} GB".format(*taken[path.stem]), flush=True)
+    note_costs(taken, [*units, unit_of_work()])
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
-"""Write what notebooks have from elsewhere: Colab badge, set-up cell, exercises.
+"""Write what notebooks have from elsewhere: Colab badge, set-up cell, stated cost, exercises.
 
     python tests/prepare_notebooks.py
 
-Run it when the repository's address (in pyproject.toml) or an exercise has changed or a notebook is
-new; `test_notebooks.py` notices when it was forgotten. The badge is the third line of the first cell,
-the set-up cell is the second cell, the exercises stand before "What you have learned".
+Run it when the repository's address (in pyproject.toml), an exercise or a measured cost has changed or a notebook
+is new; `test_notebooks.py` notices when it was forgotten. The badge is the third line of the first cell, the
+cost stands in that cell, the set-up cell is the second cell, the exercises stand before "What you have learned".
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
+from gptcore.costs import read_costs
 from gptcore.exercises import CHAPTERS
 from gptcore.exercises.classroom import chapter_cells
 
@@ -64,6 +66,33 @@ def badge(name: str, address: str) -> str:
     return f"[![Open in Colab](../assets/colab.svg)]({link})"
 
 
+STATED = re.compile(r"\*\*Time on two cores:\*\* [^*]*\*\*Memory:\*\* [^*]*GB\.")
+"""What a notebook says about its cost."""
+
+
+def minutes(seconds: float) -> float:
+    """For people: to the tenth of a minute, and never 0."""
+    return max(0.1, round(seconds / 60, 1))
+
+
+def state_cost(text: str, stem: str, costs: dict[str, Any]) -> str:
+    """Put a notebook's measured time on both profiles, and the larger memory, into its first cell's text.
+
+    Raises:
+        ValueError: if the text has no place for them.
+    """
+    found = STATED.search(text)
+    if not found:
+        raise ValueError("the first cell needs a line '**Time on two cores:** 0 minutes. **Memory:** 0 GB.'")
+    laptop, amx = (costs[name]["chapters"][stem] for name in ("laptop", "AMX"))
+    memory = max(0.1, round(max(laptop["gigabytes"], amx["gigabytes"]), 1))
+    return text.replace(
+        found[0],
+        f"**Time on two cores:** {minutes(laptop['seconds'])} minutes on a laptop (AVX2), "
+        f"{minutes(amx['seconds'])} with AMX; chapter 0 says what it is on yours. **Memory:** {memory} GB.",
+    )
+
+
 def put_exercises(notebook: nbformat.NotebookNode, chapter: int) -> None:
     """Write a chapter's exercises into its notebook; a cell that is the same as before keeps its output."""
     new = [nbformat.from_dict(cell) for cell in chapter_cells(chapter)]
@@ -81,7 +110,8 @@ def prepare(path: Path, address: str) -> None:
     title, *rest = notebook.cells[0].source.split("\n")
     while rest and (not rest[0].strip() or rest[0].startswith("[![Open in Colab]")):
         rest.pop(0)
-    notebook.cells[0].source = "\n".join([title, "", badge(path.name, address), "", *rest])
+    text = "\n".join([title, "", badge(path.name, address), "", *rest])
+    notebook.cells[0].source = state_cost(text, path.stem, read_costs())
     setup = SETUP.format(address=address)
     if notebook.cells[1].id != "setup":
         notebook.cells.insert(1, nbformat.v4.new_code_cell(id="setup"))

@@ -7,8 +7,19 @@ import types
 import nbformat
 import pytest
 from check_notebooks import problems
-from execute_notebooks import STATED, keep_picture, state_cost
-from prepare_notebooks import NOTEBOOKS, ROOT, SETUP, address_of_repository, badge, prepare
+from execute_notebooks import keep_picture
+from prepare_notebooks import (
+    NOTEBOOKS,
+    ROOT,
+    SETUP,
+    STATED,
+    address_of_repository,
+    badge,
+    prepare,
+    state_cost,
+)
+
+from gptcore.costs import expected_seconds, read_costs
 
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 CHAPTERS = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -112,15 +123,33 @@ def test_elsewhere_the_set_up_cell_does_nothing(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-COST = "**Time on two cores:** 1.0 minutes. **Memory:** 0.8 GB."
+COSTS = {
+    "AMX": {"unit": 1.0, "chapters": {"a": {"seconds": 20, "gigabytes": 0.8}, "b": {"seconds": 3, "gigabytes": 0.4}}},
+    "laptop": {"unit": 4.0, "chapters": {"a": {"seconds": 80, "gigabytes": 0.71}, "b": {"seconds": 6, "gigabytes": 0}}},
+}
 
 
-def test_the_stated_cost_follows_the_measured_one_but_not_its_noise():
-    assert state_cost(f"# 1\n\n{COST}", 66, 0.9) == f"# 1\n\n{COST}"
-    assert state_cost(f"{COST} More.", 130, 1.24) == "**Time on two cores:** 2.2 minutes. **Memory:** 1.2 GB. More."
-    assert state_cost(COST, 1, 0.8) == "**Time on two cores:** 0.1 minutes. **Memory:** 0.8 GB."
+def test_the_first_cell_states_the_measured_cost_on_both_profiles():
+    text = "# 1\n\n**Time on two cores:** 9 minutes. **Memory:** 9 GB. More."
+    stated = state_cost(text, "a", COSTS)
+    assert "1.3 minutes on a laptop (AVX2), 0.3 with AMX" in stated
+    assert stated.endswith("**Memory:** 0.8 GB. More.")
+    assert state_cost(stated, "a", COSTS) == stated
+    assert "0.1 minutes on a laptop (AVX2), 0.1 with AMX" in state_cost(text, "b", COSTS)
     with pytest.raises(ValueError, match="needs a line"):
-        state_cost("# 1", 66, 0.9)
+        state_cost("# 1", "a", COSTS)
+
+
+@pytest.mark.parametrize(("unit", "a", "b"), [(1, 20, 3), (4, 80, 6), (2, 40, 3 * 2**0.5), (16, 320, 12)])
+def test_what_a_chapter_takes_elsewhere_follows_from_two_machines(unit, a, b):
+    assert expected_seconds(COSTS, "chapters", unit) == pytest.approx({"a": a, "b": b})
+
+
+def test_the_record_knows_every_chapter_and_every_stage_on_both_profiles():
+    for costs in read_costs().values():
+        assert set(costs["chapters"]) == {path.stem for path in PATHS}
+        assert set(costs["chain"]) == {"tokenizer", "pretrain", "sft", "reward", "ppo", "evaluation"}
+        assert costs["unit"] > 0
 
 
 def test_of_a_view_only_its_picture_is_stored(tmp_path):
