@@ -3,8 +3,14 @@
 import json
 import math
 from dataclasses import replace
+import os
+import re
+import subprocess
+import sys
+import threading
 from fractions import Fraction
 
+from pathlib import Path
 import pytest
 import torch
 
@@ -13,6 +19,7 @@ from gptcore.exercises import check, examine, hint, progress, require, running, 
 from gptcore.exercises.exercise import close, difference, show
 
 RIGHT = exercises.exercises()["1.1"].solution
+ROOT = Path(exercises.__file__).parents[2]
 BAD_ENTRY = '{"1.1": {"attempts": "x", "hints": null}}'
 
 
@@ -229,3 +236,23 @@ def test_a_count_is_exact_and_true_is_one_only():
 def test_a_fraction_is_a_number():
     assert close(Fraction(1, 4), 0.25)
     assert not close(Fraction(1, 4), 0.5)
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_require_does_not_depend_on_python_s_asserts(level):
+    code = (
+        "from gptcore.exercises import examine, exercises, require\n"
+        "assert False, 'asserts are on'\n"
+        "one, names, stub = exercises()['1.1'], {}, {}\n"
+        "exec(one.solution, names)\n"
+        "require('1.1', **names)\n"
+        "exec(one.stub, stub)\n"
+        "print(examine('1.1', stub).status)\n"
+        "for answer in (lambda T: T * T, stub[one.name]):\n"
+        "    try:\n        require('1.1', allowed_pairs=answer)\n"
+        "    except AssertionError as error:\n        print(error)\n"
+    )
+    environment = os.environ | {"PYTHONOPTIMIZE": level, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^blank\n1.1: .*whole square(.|\n)*\n1.1: not attempted yet", done.stdout), done.stdout
+
+
