@@ -22,7 +22,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, fresh_torch
 from gptcore.exercises.running import run_limited
 from gptcore.files import RUNS, write_whole
 
@@ -57,6 +57,7 @@ def exercises() -> dict[str, Exercise]:
 def judge(exercise: Exercise, answer: Answer, seed: int) -> Verdict:
     """Run the checker on inputs of a seed; the answer is one that is there and not blank."""
     answer.begin()
+@fresh_torch()
     try:
         exercise.checker(answer, Fresh(seed))
     except Wrong as first:
@@ -91,7 +92,9 @@ def examine(number: str, names: Mapping[str, Any], seed: int | None = None) -> V
         )
     seed = secrets.randbits(32) if seed is None else seed
     answer = Answer(exercise, found)
-    happened, result, printed = run_limited(lambda: judge(exercise, answer, seed), exercise.seconds)
+    happened, result, printed = run_limited(
+        lambda: judge(exercise, answer, seed), exercise.seconds, holds=lambda found: Verdict(*found).status == "right"
+    )
     if happened == "done":
         verdict = Verdict(*result)
     elif happened == "time":

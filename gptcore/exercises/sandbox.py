@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from gptcore.exercises import TEACHING, exercises
-from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, gradient_of, plain
+from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, fresh_torch, gradient_of, plain
 
 LONGEST_MESSAGE = 64 * 2**20
 MOST_PROCESSES = 64
@@ -157,6 +157,9 @@ class Sandbox:
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+            # No GPU: everybody's answers are computed on the same device, and none can take another's memory.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "HIP_VISIBLE_DEVICES": "-1",
         self._received = b""  # and not yet read as a reply
         self._next_count = 0.0  # when its processes are counted again
         self.process = subprocess.Popen(
@@ -308,6 +311,7 @@ def main() -> None:
 
 def _answer_call(found: Any, call: dict[str, Any]) -> dict[str, Any]:
     try:
+@fresh_torch()
         arguments = from_json(call["arguments"])
         position = call["gradient"]
         return {"result": to_json(found(*arguments) if position is None else gradient_of(found, arguments, position))}

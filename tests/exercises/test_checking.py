@@ -90,6 +90,100 @@ def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
 
 
 def test_the_check_leaves_no_trace_in_the_process(capsys):
+REFUSAL = "Unable to handle autograd's threading in combination with fork-based multiprocessing."
+
+
+@pytest.fixture
+def beside_a_gpu(monkeypatch):
+    """A machine where torch sees a GPU and a gradient was computed: by torch's rule no copy can compute another."""
+    own = os.getpid()
+
+    def refusing(function):
+        def call(*arguments, **more):
+            if os.getpid() != own:
+                raise RuntimeError(REFUSAL)
+            return function(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("grad", "backward"):
+        monkeypatch.setattr(torch.autograd, name, refusing(getattr(torch.autograd, name)))
+
+
+def solved(number):
+    """The names that a cell with the solution defines."""
+    names = {}
+    exec(exercises.exercises()[number].solution, names)
+    return names
+
+
+@pytest.mark.parametrize("number", exercises.exercises())
+def test_a_right_answer_is_right_beside_a_gpu_and_in_a_thread(number, beside_a_gpu, monkeypatch):
+    verdict = examine(number, solved(number))
+    assert verdict.status == "right", verdict.message
+    monkeypatch.setattr(running, "can_fork", lambda: False)
+    verdict = examine(number, solved(number))
+    assert verdict.status == "right", verdict.message
+
+
+def test_without_a_gpu_the_copy_has_the_last_word(beside_a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert REFUSAL in examine("10.1", solved("10.1")).message
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_beside_a_gpu_too_the_check_says_what_is_wrong(name, beside_a_gpu):
+    code, phrase = HARD[name]
+    verdict = examine("1.1", {"allowed_pairs": answer(code)})
+    assert verdict.status == "wrong"
+    assert phrase in verdict.message
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_beside_a_gpu_too_a_loop_is_killed_and_leaves_no_thread(name, beside_a_gpu, monkeypatch):
+    monkeypatch.setitem(exercises.exercises(), "1.1", replace(exercises.exercises()["1.1"], seconds=1.0))
+    before = threading.active_count()
+    names = {"allowed_pairs": answer(f"def allowed_pairs(T):\n    {LOOPS[name]}")}
+    assert "had not ended" in examine("1.1", names).message
+    assert threading.active_count() == before
+
+
+def test_a_device_of_any_make_counts_as_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert not running.sees_a_gpu()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # Intel's, say
+    assert running.sees_a_gpu()
+
+
+SWITCHES = {
+    "no gradients": lambda: torch.set_grad_enabled(False),
+    "double precision": lambda: torch.set_default_dtype(torch.float64),
+    "another device": lambda: torch.set_default_device("meta"),  # the one that every machine has
+}
+
+
+@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize("number", ["1.1", "1.3", "3.4", "9.2", "10.1", "12.1"])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_the_notebook_has_switched_makes_no_right_answer_wrong(name, number, fork, monkeypatch):
+    monkeypatch.setattr(running, "can_fork", lambda: fork)
+    names = solved(number)
+    try:
+        SWITCHES[name]()
+        switched = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+        verdict = examine(number, names)
+        left = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert verdict.status == "right", verdict.message
+    assert left == switched
+
+
     import random
 
     import torch
