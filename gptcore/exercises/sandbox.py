@@ -33,6 +33,7 @@ from torch import Tensor
 
 from gptcore.exercises import TEACHING, exercises
 from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, fresh_torch, gradient_of, plain
+from gptcore.exercises.returned import read_cells
 
 LONGEST_MESSAGE = 64 * 2**20
 MOST_PROCESSES = 64
@@ -328,12 +329,7 @@ def _run_cells(notebook: Path, seconds: float) -> tuple[dict[str, Any], int]:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    content = json.loads(notebook.read_text(encoding="utf-8"))
-    sources = []
-    for cell in content["cells"]:
-        if cell.get("cell_type") == "code":
-            source = cell.get("source", "")
-            sources.append("".join(source) if isinstance(source, list) else str(source))
+    sources = [cell.source for cell in read_cells(notebook) if cell.is_code]
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
