@@ -129,7 +129,6 @@ def check(number: str, **given: Any) -> None:
         word = {"blank": "", "wrong": "not yet: ", "right": "right. "}[verdict.status]
         help_ = "" if verdict.status == "right" else f'\n    For help: hint("{exercise.number}")'
         said = f"{exercise.number} {exercise.title}: {word}{verdict.message}{help_}"
-        said = said.encode("utf-8", "backslashreplace").decode()  # half a character cannot be printed
     except Exception as error:  # a fault of ours shall not stop the reader
         print(f"{number}: the check itself failed ({type(error).__name__}: {error}). Please report it.")
         return
@@ -138,7 +137,7 @@ def check(number: str, **given: Any) -> None:
         entry["attempts"] = entry.get("attempts", 0) + 1
         entry["solved"] = bool(entry.get("solved")) or verdict.status == "right"
         _write_record(exercise.number, entry)
-    print(said)
+    say(said)
 
 
 def require(number: str, **given: Any) -> None:
@@ -162,9 +161,9 @@ def hint(number: str) -> None:
         return
     entry = _read_record().get(exercise.number, {})
     given = entry.get("hints", 0) % len(exercise.hints)
-    print(f"{exercise.number} {exercise.title}, hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}")
+    say(f"{exercise.number} {exercise.title}, hint {given + 1} of {len(exercise.hints)}: {exercise.hints[given]}")
     if given + 1 == len(exercise.hints):
-        print(f'    That was the last one. solution("{exercise.number}") shows the solution.')
+        say(f'    That was the last one. solution("{exercise.number}") shows the solution.')
     _write_record(exercise.number, entry | {"hints": entry.get("hints", 0) + 1})
 
 
@@ -173,7 +172,7 @@ def solution(number: str) -> None:
     exercise = _find(number)
     if exercise is None:
         return
-    print(f"# {exercise.number} {exercise.title}\n\n{exercise.solution.strip()}")
+    say(f"# {exercise.number} {exercise.title}\n\n{exercise.solution.strip()}")
     _write_record(exercise.number, _read_record().get(exercise.number, {}) | {"solution": True})
 
 
@@ -189,8 +188,15 @@ def progress() -> None:
             solved_of_all += bool(entry.get("solved"))
             mark = "solved" if entry.get("solved") else "tried" if entry.get("attempts") else "-"
             marks.append(f"{exercise.number} {mark}")
-        print(f"chapter {chapter:>2}   " + "   ".join(f"{mark:<11}" for mark in marks).rstrip())
-    print(f"{solved_of_all} of {len(exercises())} solved")
+        say(f"chapter {chapter:>2}   " + "   ".join(f"{mark:<11}" for mark in marks).rstrip())
+    say(f"{solved_of_all} of {len(exercises())} solved")
+
+
+def say(text: str) -> None:
+    """Print wherever one is: signs that the terminal does not have are escaped, and a closed one raises nothing."""
+    with contextlib.suppress(Exception):
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _find(number: Any) -> Exercise | None:
@@ -201,7 +207,7 @@ def _find(number: Any) -> Exercise | None:
     chapter = number.split(".")[0]
     own = [known for known in exercises() if known.split(".")[0] == chapter]
     there = f"chapter {chapter} has {', '.join(own)}" if own else 'numbers are such as "3.2"'
-    print(f"There is no exercise {number!r}: {there}.")
+    say(f"There is no exercise {number!r}: {there}.")
     return None
 
 

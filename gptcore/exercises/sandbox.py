@@ -156,11 +156,12 @@ class Sandbox:
             "MPLCONFIGDIR": str(notebook.parent / ".matplotlib"),
             "MPLBACKEND": "Agg",
             "OMP_NUM_THREADS": "1",
+            "PYTHONUTF8": "1",  # so that a cell can print and write Chinese whatever the marker's locale is
             "PYTHONDONTWRITEBYTECODE": "1",
-        }
             # No GPU: everybody's answers are computed on the same device, and none can take another's memory.
             "CUDA_VISIBLE_DEVICES": "-1",
             "HIP_VISIBLE_DEVICES": "-1",
+        }
         self._received = b""  # and not yet read as a reply
         self._next_count = 0.0  # when its processes are counted again
         self.process = subprocess.Popen(
@@ -172,7 +173,8 @@ class Sandbox:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        task = {"notebook": str(notebook), "numbers": list(numbers), "memory": memory_gb, "seconds": seconds}
+        place = os.fsencode(notebook).decode("utf-8", "surrogateescape")  # as Python there spells its name
+        task = {"notebook": place, "numbers": list(numbers), "memory": memory_gb, "seconds": seconds}
         try:
             self.ask("hello", 120)  # torch is being loaded, however busy the machine is
             self.states: dict[str, Any] = self.ask(task, seconds)
@@ -310,9 +312,9 @@ def main() -> None:
         reply(_answer_call(names.get(known[call["number"]].name), call))
 
 
+@fresh_torch()
 def _answer_call(found: Any, call: dict[str, Any]) -> dict[str, Any]:
     try:
-@fresh_torch()
         arguments = from_json(call["arguments"])
         position = call["gradient"]
         return {"result": to_json(found(*arguments) if position is None else gradient_of(found, arguments, position))}

@@ -1,5 +1,6 @@
 """`check`, `hint`, `solution` and `progress`: what they say, and that nothing makes them raise or hang."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -230,6 +231,53 @@ def test_the_solution_is_shown_and_for_a_piece_of_gptcore_it_is_its_source(capsy
     for number, piece in (("4.3", tokenizer.merge), ("10.4", ppo.whiten), ("10.5", ppo.token_rewards)):
         solution(number)
         assert inspect.getsource(piece).strip() in capsys.readouterr().out
+
+
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+TERMINALS = {
+    "Windows": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline=""),
+    "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline=""),
+    "Chinese": lambda: io.TextIOWrapper(io.BytesIO(), encoding="gbk", newline=""),
+    "UTF-16": lambda: io.TextIOWrapper(io.BytesIO(), encoding="utf-16", newline=""),
+    "closed": closed,
+    "a closed pipe": Gone,
+    "none": lambda: None,
+}
+
+
+@pytest.mark.parametrize("terminal", TERMINALS)
+def test_whatever_the_terminal_can_show_nothing_raises_and_the_record_is_kept(terminal, record, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", TERMINALS[terminal]())
+    for number in exercises.exercises():
+        hint(number)
+        solution(number)
+    check("1.1", allowed_pairs=answer("def allowed_pairs(T):\n    print('中文 \\ud800')\n    return 0"))
+    check("1.1", allowed_pairs=answer(RIGHT))
+    hint("中")
+    progress()
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert all(kept[number]["hints"] == 1 and kept[number]["solution"] for number in exercises.exercises())
+    assert kept["1.1"]["attempts"] == 2
+    assert kept["1.1"]["solved"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        said = sys.stdout.buffer.getvalue().decode(sys.stdout.encoding)
+        assert f"1 of {len(exercises.exercises())} solved" in said
+        assert ("中文" in said) == (terminal in ("Chinese", "UTF-16"))
+        assert "\\u4e2d" in said or terminal in ("Chinese", "UTF-16")
 
 
 def test_progress_shows_all_chapters_and_what_is_solved(capsys):

@@ -1,6 +1,7 @@
 """A class: what is handed out, and that whatever comes back costs its own marks only."""
 
 import csv
+import io
 import json
 import os
 import socket
@@ -399,6 +400,35 @@ def test_notebooks_come_back_under_any_name_and_are_marked(tmp_path):
 def test_a_folder_without_notebooks_is_named(tmp_path, capsys):
     assert main(["mark", str(tmp_path)]) == 1
     assert "has no notebooks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_marking_prints_names_wherever_it_prints_and_writes_them_in_utf_8(encoding, tmp_path, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["assignment", "1", "--out", str(tmp_path / "作业")]) == 0
+    (tmp_path / "交" / "张伟").mkdir(parents=True)
+    (tmp_path / "交" / "张伟" / "第一章.ipynb").write_text("{", encoding="utf-8")
+    assert main(["mark", str(tmp_path / "交")]) == 0
+    said = stream.buffer.getvalue().decode(encoding)
+    assert "\\u4f5c\\u4e1a" in said
+    assert "\\u5f20\\u4f1f" in said
+    for name, kind in (("marks.csv", "utf-8-sig"), ("marks.html", "utf-8")):
+        text = (tmp_path / "交" / name).read_text(encoding=kind)
+        assert "张伟" in text
+        assert "第一章" in text
+    for path in (tmp_path / "作业").rglob("*.ipynb"):
+        assert "★" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("shell", ["{} >&-", "{} | true", "{} > /dev/full"])
+def test_where_nobody_listens_the_work_is_done_all_the_same(shell, tmp_path):
+    command = f"{sys.executable} -m gptcore.exercises assignment 1 --out '{tmp_path / 'out'}'"
+    environment = os.environ | {"PYTHONPATH": str(Path(classroom.__file__).parents[2])}
+    line = f"set -o pipefail; {shell.format(command)}"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out" / "student" / "chapter_01" / "chapter_01.ipynb").exists()
 
 
 def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path, monkeypatch):
