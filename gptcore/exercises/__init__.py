@@ -7,8 +7,8 @@ In a notebook:
     solution("3.2")   the solution
     progress()        all chapters at a glance
 
-None of them ever raises or hangs, whatever the reader has written. What was solved is kept in
-`runs/exercises.json`. One file a chapter holds the exercises themselves; `classroom` hands them out
+None of them ever raises or hangs, whatever the reader has written; but `check` does raise where nbgrader
+runs the notebook, which counts what raises. What was solved is kept in `runs/exercises.json`. One file a chapter holds the exercises themselves; `classroom` hands them out
 to a class and marks them.
 """
 
@@ -36,6 +36,9 @@ RECORD = RUNS / "exercises.json"
 TEACHING = "GPTCORE_MARKING"
 """Environment variable: set while a class is marked, where `check` in a returned notebook has nothing to do."""
 
+NBGRADER = "NBGRADER_EXECUTION"
+"""Environment variable: nbgrader sets it to "validate" or "autograde" where it runs a notebook."""
+
 
 class Verdict(NamedTuple):
     """What a check found."""
@@ -54,10 +57,10 @@ def exercises() -> dict[str, Exercise]:
     }
 
 
+@fresh_torch()
 def judge(exercise: Exercise, answer: Answer, seed: int) -> Verdict:
     """Run the checker on inputs of a seed; the answer is one that is there and not blank."""
     answer.begin()
-@fresh_torch()
     try:
         exercise.checker(answer, Fresh(seed))
     except Wrong as first:
@@ -115,9 +118,15 @@ def examine(number: str, names: Mapping[str, Any], seed: int | None = None) -> V
 def check(number: str, **given: Any) -> None:
     """Check the answer to an exercise and say what was found.
 
+    Where nbgrader runs the notebook what is not right is raised: else its Validate would find that a notebook
+    in which nothing was attempted "passes all the tests".
+
     Args:
         number: such as "3.2".
         given: the answer under its name, if it is not the one of this notebook.
+
+    Raises:
+        AssertionError: under nbgrader, unless the answer is right.
     """
     if os.environ.get(TEACHING):
         return
@@ -130,8 +139,10 @@ def check(number: str, **given: Any) -> None:
         help_ = "" if verdict.status == "right" else f'\n    For help: hint("{exercise.number}")'
         said = f"{exercise.number} {exercise.title}: {word}{verdict.message}{help_}"
     except Exception as error:  # a fault of ours shall not stop the reader
-        print(f"{number}: the check itself failed ({type(error).__name__}: {error}). Please report it.")
-        return
+        verdict = Verdict("blank", "")
+        said = f"{number}: the check itself failed ({type(error).__name__}: {error}). Please report it."
+    if verdict.status != "right" and os.environ.get(NBGRADER):
+        raise AssertionError(said)
     entry = _read_record().get(exercise.number, {})
     if verdict.status != "blank":
         entry["attempts"] = entry.get("attempts", 0) + 1
@@ -228,7 +239,7 @@ def _read_record() -> dict[str, dict[str, Any]]:
 
 def _write_record(number: str, entry: dict[str, Any]) -> None:
     """Keep one exercise's entry; a folder that cannot be written costs the record, not the notebook."""
-    if os.environ.get(TEACHING):
+    if os.environ.get(TEACHING) or os.environ.get(NBGRADER):  # somebody else's answers
         return
     with contextlib.suppress(OSError):
         write_whole(RECORD, json.dumps(_read_record() | {number: entry}, indent=1))

@@ -3,15 +3,15 @@
 import io
 import json
 import math
-from dataclasses import replace
 import os
 import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from fractions import Fraction
-
 from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,8 +19,8 @@ from gptcore import exercises
 from gptcore.exercises import check, examine, hint, progress, require, running, solution
 from gptcore.exercises.exercise import close, difference, show
 
-RIGHT = exercises.exercises()["1.1"].solution
 ROOT = Path(exercises.__file__).parents[2]
+RIGHT = exercises.exercises()["1.1"].solution
 BAD_ENTRY = '{"1.1": {"attempts": "x", "hints": null}}'
 
 
@@ -90,7 +90,6 @@ def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
     assert running.run_limited(lambda: 1 / 0, 5)[0] == "error"
 
 
-def test_the_check_leaves_no_trace_in_the_process(capsys):
 REFUSAL = "Unable to handle autograd's threading in combination with fork-based multiprocessing."
 
 
@@ -185,6 +184,7 @@ def test_what_the_notebook_has_switched_makes_no_right_answer_wrong(name, number
     assert left == switched
 
 
+def test_the_check_leaves_no_trace_in_the_process(capsys):
     import random
 
     import torch
@@ -317,6 +317,47 @@ def test_require_raises_unless_the_answer_is_right():
         require("1.1", allowed_pairs=lambda T: T * T)
 
 
+@pytest.mark.parametrize("execution", ["validate", "autograde"])
+def test_under_nbgrader_a_check_raises_unless_the_answer_is_right_and_nothing_is_recorded(
+    execution, record, monkeypatch, capsys
+):
+    monkeypatch.setenv("NBGRADER_EXECUTION", execution)
+    check("1.1", allowed_pairs=answer(RIGHT))
+    assert "right." in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="whole square"):
+        check("1.1", allowed_pairs=lambda T: T * T)
+    with pytest.raises(AssertionError, match="not attempted yet"):
+        check("1.1", allowed_pairs=answer(exercises.exercises()["1.1"].stub))
+    with pytest.raises(AssertionError, match="not attempted yet"):
+        exec('check("1.1")', {"check": check})
+    monkeypatch.setattr(exercises, "examine", lambda *_: 1 / 0)
+    with pytest.raises(AssertionError, match="the check itself failed"):
+        check("1.1", allowed_pairs=answer(RIGHT))
+    hint("1.1")
+    solution("1.1")
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_require_does_not_depend_on_python_s_asserts(level):
+    code = (
+        "from gptcore.exercises import examine, exercises, require\n"
+        "assert False, 'asserts are on'\n"
+        "one, names, stub = exercises()['1.1'], {}, {}\n"
+        "exec(one.solution, names)\n"
+        "require('1.1', **names)\n"
+        "exec(one.stub, stub)\n"
+        "print(examine('1.1', stub).status)\n"
+        "for answer in (lambda T: T * T, stub[one.name]):\n"
+        "    try:\n        require('1.1', allowed_pairs=answer)\n"
+        "    except AssertionError as error:\n        print(error)\n"
+    )
+    environment = os.environ | {"PYTHONOPTIMIZE": level, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^blank\n1.1: .*whole square(.|\n)*\n1.1: not attempted yet", done.stdout), done.stdout
+
+
 def test_results_are_compared_by_value_whatever_their_type():
     import numpy as np
     import torch
@@ -378,23 +419,3 @@ def test_a_count_is_exact_and_true_is_one_only():
 def test_a_fraction_is_a_number():
     assert close(Fraction(1, 4), 0.25)
     assert not close(Fraction(1, 4), 0.5)
-@pytest.mark.parametrize("level", ["1", "2"])
-def test_require_does_not_depend_on_python_s_asserts(level):
-    code = (
-        "from gptcore.exercises import examine, exercises, require\n"
-        "assert False, 'asserts are on'\n"
-        "one, names, stub = exercises()['1.1'], {}, {}\n"
-        "exec(one.solution, names)\n"
-        "require('1.1', **names)\n"
-        "exec(one.stub, stub)\n"
-        "print(examine('1.1', stub).status)\n"
-        "for answer in (lambda T: T * T, stub[one.name]):\n"
-        "    try:\n        require('1.1', allowed_pairs=answer)\n"
-        "    except AssertionError as error:\n        print(error)\n"
-    )
-    environment = os.environ | {"PYTHONOPTIMIZE": level, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^blank\n1.1: .*whole square(.|\n)*\n1.1: not attempted yet", done.stdout), done.stdout
-
-

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import os
-import socket
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +16,12 @@ import pytest
 import torch
 from made_up_class import HOSTILE, notebook, solutions, write_class
 
-from gptcore.exercises import CHAPTERS, classroom, exercises
+from gptcore.exercises import CHAPTERS, RECORD, classroom, exercises
 from gptcore.exercises.__main__ import main
-from gptcore.exercises.exercise import Wrong
 from gptcore.exercises.classroom import assignment_notebook, with_solutions
-from gptcore.exercises.sandbox import descendants, from_json, isolation, to_json
+from gptcore.exercises.exercise import Wrong
 from gptcore.exercises.returned import find_exercises, read_cells
+from gptcore.exercises.sandbox import descendants, from_json, isolation, to_json
 
 NUMBERS = [number for number in exercises() if number.startswith("1.")]
 
@@ -443,12 +443,20 @@ def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path, monkeypatch)
             [sys.executable, "-m", "nbgrader", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
+    before = RECORD.read_bytes() if RECORD.exists() else None
     nbgrader("generate_assignment", "chapter_01", "--create")
     released = (tmp_path / "release" / "chapter_01" / "chapter_01.ipynb").read_text(encoding="utf-8")
     ours = (tmp_path / "student" / "chapter_01" / "chapter_01.ipynb").read_text(encoding="utf-8")
     sources = [[cell["source"] for cell in nbformat.reads(text, 4).cells] for text in (released, ours)]
     assert sources[0] == sources[1], "our student version is the one that nbgrader makes"
+    student = tmp_path / "student" / "chapter_01" / "chapter_01.ipynb"
+    said = nbgrader("validate", str(student))
+    assert f"VALIDATION FAILED ON {len(NUMBERS)} CELL(S)" in said
+    assert "not attempted yet" in said
+    student.write_text(notebook(solutions()), encoding="utf-8")
+    assert "Success! Your notebook passes all the tests." in nbgrader("validate", str(student))
     returned = {"ada": notebook(solutions()), "blank": notebook({})}
     returned["half"] = notebook({"1.1": solutions()["1.1"]})
     for student, text in returned.items():
@@ -462,6 +470,7 @@ def test_nbgrader_generates_and_autogrades_the_assignment(tmp_path, monkeypatch)
         scores = {one: gradebook.find_submission("chapter_01", one).score for one in returned}
         most = gradebook.find_assignment("chapter_01").max_score
     assert scores == {"ada": most, "blank": 0, "half": exercises()["1.1"].difficulty}
+    assert (RECORD.read_bytes() if RECORD.exists() else None) == before, "it is the teacher's own progress"
 
 
 def test_every_hostile_notebook_is_in_the_class(marked):
