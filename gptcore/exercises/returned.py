@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptcore.exercises import exercises
-from gptcore.exercises.exercise import Exercise
 
 _IS_NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)
 """The end of a file's name; browsers append to it."""
@@ -88,40 +87,36 @@ class Found(NamedTuple):
 def find_exercises(cells: Iterable[Cell]) -> Found:
     """Which exercises a notebook is about.
 
-    A chapter is there if at least half of its exercises are named; if there is none, the one of which most are. What
-    is named of other chapters (a cell pasted from elsewhere, a helper called like an exercise) does not bring the
-    chapter along; only the exercise itself, if the notebook names it *and* defines its function.
+    A chapter is there if at least half of its exercises are, by an id, a title or their function; if there is no
+    such chapter, the one of which most are named at all. What else is named (by a cell pasted from elsewhere, a
+    mistyped check, a helper called like an exercise) does not bring its chapter along; only the exercise itself, if
+    the notebook names it *and* defines its function.
     """
-    named, defined = _traces(cells)
-    of_chapter: dict[int, list[Exercise]] = defaultdict(list)
-    for exercise in exercises().values():
-        of_chapter[exercise.chapter].append(exercise)
-
-    def weight(chapter: int) -> tuple[int, int]:
-        own = {exercise.number for exercise in of_chapter[chapter]}
-        return len(own & named), len(own & (named | defined))
-
-    chapters = {chapter for chapter, own in of_chapter.items() if 2 * weight(chapter)[1] >= len(own)}
+    labelled, checked, defined = _traces(cells)
+    named = labelled | checked
+    of_chapter: dict[int, set[str]] = defaultdict(set)
+    for number, exercise in exercises().items():
+        of_chapter[exercise.chapter].add(number)
+    chapters = {chapter for chapter, own in of_chapter.items() if 2 * len(own & (labelled | defined)) >= len(own)}
     if not chapters and (named or defined):
-        most = max(map(weight, of_chapter))
-        chapters = {chapter for chapter in of_chapter if weight(chapter) == most}
-    numbers = [
-        number for number, exercise in exercises().items() if exercise.chapter in chapters or number in named & defined
-    ]
+        weights = {chapter: (len(own & named), len(own & defined)) for chapter, own in of_chapter.items()}
+        chapters = {chapter for chapter, weight in weights.items() if weight == max(weights.values())}
+    whole = {number for chapter in chapters for number in of_chapter[chapter]}
+    numbers = [number for number in exercises() if number in whole | (named & defined)]
     return Found(numbers, chapters, by_function_only=bool(defined) and not named)
 
 
-def _traces(cells: Iterable[Cell]) -> tuple[set[str], set[str]]:
-    """The exercises that cells name (in an id, a title or a check), and those whose function they define."""
+def _traces(cells: Iterable[Cell]) -> tuple[set[str], set[str], set[str]]:
+    """The exercises that have an id or a title in some cells, those that are checked, those whose function is defined."""
     functions = {exercise.name: number for number, exercise in exercises().items()}
-    named: set[str] = set()
+    labels: list[tuple[str, str]] = []
+    checks: list[tuple[str, str]] = []
     defined: set[str] = set()
     for cell in cells:
-        pairs = [match.groups() for one in cell.ids if (match := _ID.fullmatch(one))] + _TITLE.findall(cell.source)
+        labels += [match.groups() for one in cell.ids if (match := _ID.fullmatch(one))] + _TITLE.findall(cell.source)
         if cell.is_code:
-            if "check" in cell.source:
-                pairs += _CHECKED.findall(cell.source)
+            checks += _CHECKED.findall(cell.source) if "check" in cell.source else []
             words = {name for match in _DEFINED.findall(cell.source) for name in match}
             defined |= {functions[name] for name in words & functions.keys()}
-        named |= {f"{int(chapter)}.{int(place)}" for chapter, place in pairs}
-    return named & exercises().keys(), defined
+    labelled, checked = ({f"{int(c)}.{int(n)}" for c, n in pairs} & exercises().keys() for pairs in (labels, checks))
+    return labelled, checked, defined
