@@ -10,6 +10,7 @@ takes a folder with one folder, or one notebook, for each student, and writes a 
 import csv
 import html
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -404,7 +405,15 @@ def mark_class(folder: Path, jobs: int = 2, seconds: float = 60.0, memory_gb: fl
 
 def _tamed(marks: Marks) -> Marks:
     answers = {number: Mark(mark.points, _tame(mark.message)) for number, mark in marks.marks.items()}
-    return Marks(_tame(marks.student), answers, _tame(marks.note).replace("\n", " "))
+    return Marks(_tame(_spelled(marks.student)), answers, _tame(_spelled(marks.note)).replace("\n", " "))
+
+
+def _spelled(text: str) -> str:
+    """A text with names of files, as UTF-8 spells them even where the locale took their bytes for something else."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 # --- The table -----------------------------------------------------------------------------------

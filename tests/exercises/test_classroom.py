@@ -424,6 +424,19 @@ def test_marking_prints_names_wherever_it_prints_and_writes_them_in_utf_8(encodi
         assert "★" in path.read_text(encoding="utf-8")
 
 
+def test_a_name_is_written_in_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "张伟").mkdir()
+    (tmp_path / "张伟" / "第一章.ipynb").write_text(edited(lambda cells: cells), encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment |= {"PYTHONPATH": str(Path(classroom.__file__).parents[2])}
+    command = [sys.executable, "-m", "gptcore.exercises", "mark", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader((tmp_path / "marks.csv").open(encoding="utf-8-sig"))
+    assert (row["student"], row["points"]) == ("张伟", row["of"])
+    assert "\\u5f20\\u4f1f" in done.stdout
+
+
 @pytest.mark.parametrize("shell", ["{} >&-", "{} | true", "{} > /dev/full"])
 def test_where_nobody_listens_the_work_is_done_all_the_same(shell, tmp_path):
     command = f"{sys.executable} -m gptcore.exercises assignment 1 --out '{tmp_path / 'out'}'"
