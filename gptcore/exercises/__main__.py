@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gptcore.exercises import say
 from gptcore.exercises.classroom import mark_class, write_assignment, write_tables
 from gptcore.exercises.sandbox import isolation
 
@@ -30,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "assignment":
             for path in write_assignment(given.chapters, given.out):
-                print(path)
-            print(f"for nbgrader: {given.out / 'source'} and {given.out / 'nbgrader_config.py'}")
+                say(str(path))
+            say(f"for nbgrader: {given.out / 'source'} and {given.out / 'nbgrader_config.py'}")
         else:
             if sys.platform == "win32":
                 raise OSError("marking needs Linux or macOS; on Windows use the Windows Subsystem for Linux")
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             marks = mark_class(given.folder, given.jobs, given.seconds, given.memory_gb)
             paths = write_tables(marks, given.out or given.folder)
             for one in marks:
-                print(f"{one.student:<24}{one.points:>4} points   {one.note}")
+                say(f"{one.student:<24}{one.points:>4} points   {one.note}")
             for path in paths:
-                print(path)
+                say(str(path))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -54,4 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # nobody reads on (`| head`), or there is no terminal
+        sys.stdout = None  # else Python would try again at its end, and call the work a failure
+    sys.exit(status)

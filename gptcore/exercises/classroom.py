@@ -10,6 +10,7 @@ takes a folder with one folder, or one notebook, for each student, and writes a 
 import csv
 import html
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from gptcore.exercises import exercises, judge
 from gptcore.exercises.exercise import Exercise
+from gptcore.exercises.returned import find_exercises, read_cells, student_of
 from gptcore.exercises.sandbox import RemoteAnswer, Sandbox, SandboxError
 
 TITLES = (
@@ -220,27 +222,13 @@ def find_returned(folder: Path) -> dict[str, list[Path]]:
         if entry.name.startswith(".") or entry.is_symlink():
             continue
         if entry.is_dir():
-            inside = [path for path in sorted(entry.rglob("*.ipynb")) if path.is_file() and not path.is_symlink()]
+            inside = [path for path in sorted(entry.rglob("*")) if path.is_file() and not path.is_symlink()]
+            inside = [path for path in inside if student_of(path) is not None]
             hidden = [path for path in inside if any(part.startswith(".") for part in path.relative_to(entry).parts)]
             found[entry.name] = [path for path in inside if path not in hidden]
-        elif entry.suffix == ".ipynb" and entry.is_file():
-            found.setdefault(entry.stem, []).append(entry)
+        elif (student := student_of(entry)) is not None and entry.is_file():
+            found.setdefault(student, []).append(entry)
     return found
-
-
-def chapters_in(notebook: Path) -> set[int]:
-    """The chapters whose exercises a notebook checks; a broken one may still have its chapter in its name."""
-    with notebook.open("rb") as file:
-        text = file.read(LARGEST_NOTEBOOK)
-    numbers = {
-        f"{int(chapter)}.{int(place)}" for chapter, place in re.findall(rb'check\(\\*"(\d{1,3})\.(\d{1,3})', text)
-    }
-    chapters = {exercises()[number].chapter for number in numbers if number in exercises()}
-    if not chapters:
-        named = re.search(r"(?<=chapter)[_ -]?\d+", notebook.stem, re.IGNORECASE) or re.search(r"\d+", notebook.stem)
-        chapter = int(named[0].strip("_ -")) if named else 0
-        chapters = {chapter} if _exercises_of(chapter) else set()
-    return chapters
 
 
 def mark_notebook(
@@ -257,8 +245,6 @@ def mark_notebook(
     Returns:
         the marks, and a note about the notebook as a whole.
     """
-    if notebook.stat().st_size > LARGEST_NOTEBOOK:
-        return {number: Mark(0, "the notebook is too large") for number in numbers}, "the notebook is too large"
     original = notebook.read_bytes()
     marks: dict[str, Mark] = {}
     note = reason = ""
@@ -319,14 +305,16 @@ def _closed(sandbox: Sandbox | None) -> None:
 def mark_student(student: str, notebooks: Sequence[Path], folder: Path, seconds: float, memory_gb: float) -> Marks:
     """Mark all notebooks of a student; each runs on a copy of its folder. Never raises."""
     result = Marks(student)
+    notes = []
     if len(notebooks) > MOST_NOTEBOOKS:
-        result.note = f"only {MOST_NOTEBOOKS} of {len(notebooks)} notebooks were marked"
+        notes.append(f"only {MOST_NOTEBOOKS} of {len(notebooks)} notebooks were marked")
     if not notebooks:
-        result.note = "no notebook was handed in"
+        others = sorted(path.name for path in (folder / student).rglob("*") if path.is_file())[:3]
+        notes.append(f"no notebook was handed in{', but ' if others else ''}{', '.join(others)}")
     for notebook in notebooks[:MOST_NOTEBOOKS]:
-        numbers = [e.number for chapter in sorted(chapters_in(notebook)) for e in _exercises_of(chapter)]
+        numbers, note = _what_to_mark(notebook)
+        notes.append(note)
         if not numbers:
-            result.note = "; ".join(filter(None, (result.note, f"{notebook.name} has no exercise of the course")))
             continue
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as copy:
             try:
@@ -335,18 +323,39 @@ def mark_student(student: str, notebooks: Sequence[Path], folder: Path, seconds:
             except Exception as error:  # whatever a notebook does, it costs its own marks only
                 note = f"could not be marked ({type(error).__name__}: {error})"
                 marks = {number: Mark(0, note) for number in numbers}
+        notes.append(note)
         for number, mark in marks.items():
             if number not in result.marks or mark.points > result.marks[number].points:
                 result.marks[number] = mark
-        result.note = "; ".join(dict.fromkeys(part for part in (result.note, note) if part))
+    result.note = "; ".join(dict.fromkeys(note for note in notes if note))
     return result
+
+
+def _what_to_mark(notebook: Path) -> tuple[list[str], str]:
+    """The exercises in a notebook, and what there is to say about how they were told."""
+    name = notebook.name
+    try:
+        if notebook.stat().st_size > LARGEST_NOTEBOOK:
+            return [], f"{name} is too large"
+        found = find_exercises(read_cells(notebook))
+    except (OSError, ValueError) as error:
+        return [], f"{name} cannot be read: {error}"
+    if not found.numbers:
+        return [], f"{name} was not marked: no cell, title, check or function of an exercise is in it"
+    chapters = " and ".join(map(str, sorted(found.chapters)))
+    said = re.search(r"chapter[_ -]?0*(\d+)", name, re.IGNORECASE)
+    if said and int(said[1]) not in found.chapters:
+        return found.numbers, f"{name} holds exercises of chapter {chapters}, whatever its name says"
+    if found.by_function_only:
+        return found.numbers, f"that {name} is of chapter {chapters} was told by the names of its functions alone"
+    return found.numbers, ""
 
 
 def _copy_folder(notebook: Path, returned: Path, copy: Path) -> Path:
     """Copy a notebook and what lies beside it (of a shared folder, not the notebooks of others)."""
     size = 0
     for path in sorted(notebook.parent.rglob("*")):
-        alone = notebook.parent == returned and path.suffix == ".ipynb"
+        alone = notebook.parent == returned and student_of(path) is not None
         if path.is_symlink() or not path.is_file() or (alone and path != notebook):
             continue
         if size + path.stat().st_size > LARGEST_FOLDER and path != notebook:
@@ -396,7 +405,15 @@ def mark_class(folder: Path, jobs: int = 2, seconds: float = 60.0, memory_gb: fl
 
 def _tamed(marks: Marks) -> Marks:
     answers = {number: Mark(mark.points, _tame(mark.message)) for number, mark in marks.marks.items()}
-    return Marks(_tame(marks.student), answers, _tame(marks.note).replace("\n", " "))
+    return Marks(_tame(_spelled(marks.student)), answers, _tame(_spelled(marks.note)).replace("\n", " "))
+
+
+def _spelled(text: str) -> str:
+    """A text with names of files, as UTF-8 spells them even where the locale took their bytes for something else."""
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 # --- The table -----------------------------------------------------------------------------------

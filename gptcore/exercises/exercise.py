@@ -20,7 +20,7 @@ import random
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,21 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-4, torch.float16: 1e-2, torc
 
 class Wrong(Exception):
     """An answer is wrong; the message tells the reader why."""
+
+
+@contextlib.contextmanager
+def fresh_torch() -> Iterator[None]:
+    """Torch as it is when Python starts, whatever the notebook has switched off or over: an answer is judged alike.
+
+    What notebooks switch: `torch.set_grad_enabled(False)`, `torch.set_default_dtype` and `torch.set_default_device`.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 # --- An exercise ---------------------------------------------------------------------------------
@@ -176,7 +191,9 @@ class Fresh:
 
 
 def plain(value: Any) -> Any:
-    """A number as Python's own, whatever library it is from."""
+    """A number as Python's own, whatever library it is from; a tensor on the CPU, wherever it was."""
+    if isinstance(value, Tensor):
+        return value.cpu()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):

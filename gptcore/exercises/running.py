@@ -2,8 +2,12 @@
 
 On Linux the check runs in a forked copy of the process: an endless loop, even one inside compiled
 code, is killed at the time limit, and so is whatever else it started; an exit ends the copy only.
-Elsewhere, and where a GPU forbids to fork, it runs in a thread, which is left behind at the limit.
-Either way what the code prints is caught.
+Elsewhere it runs in a thread, which is left behind at the limit. Either way what the code prints is
+caught.
+
+Where torch sees a GPU a copy cannot do everything: autograd refuses to work in it once the process has
+computed a gradient, be it on the CPU, and so does the GPU. There the copy runs first all the same, since
+endless loops and exits show in it, and what it praises is right; what it does not is run again in a thread.
 """
 
 import contextlib
@@ -32,22 +36,37 @@ class TimeUp(BaseException):
     """Raised inside a check in a thread when its time is up; no `except Exception` stops it."""
 
 
-def run_limited(work: Work, seconds: float) -> tuple[str, Any, str]:
+def run_limited(work: Work, seconds: float, holds: Callable[[Any], bool] = lambda _: True) -> tuple[str, Any, str]:
     """Run something for a limited time.
+
+    Args:
+        work: what is run.
+        seconds: the limit.
+        holds: whether a result of `work` can be trusted even if torch refused to compute something. One that
+            cannot, and an error, are found once more in a thread if torch sees a GPU.
 
     Returns:
         what happened: "done", "time" (the limit was reached), "exit" (the process was ended) or "error";
         the result, or the error in words, or None;
         what was printed.
     """
-    if can_fork():
-        return _in_a_copy(work, seconds)
-    return _in_a_thread(work, seconds)
+    if not can_fork():
+        return _in_a_thread(work, seconds)
+    happened, result, printed = _in_a_copy(work, seconds)
+    doubtful = happened == "error" or (happened == "done" and not holds(result))
+    if doubtful and sees_a_gpu():
+        return _in_a_thread(work, seconds)
+    return happened, result, printed
 
 
 def can_fork() -> bool:
-    """Whether a copy of this process could compute: not on Windows or macOS, not beside a GPU."""
-    return sys.platform == "linux" and not torch.cuda.is_initialized()
+    """Whether a copy of this process could compute: not on Windows or macOS."""
+    return sys.platform == "linux"
+
+
+def sees_a_gpu() -> bool:
+    """Whether torch has a device beside the CPU, of whatever make, used or not: that alone hampers a copy."""
+    return torch.cuda.is_available() or torch.accelerator.is_available()
 
 
 def _in_a_copy(work: Work, seconds: float) -> tuple[str, Any, str]:
@@ -128,8 +147,9 @@ def _in_a_thread(work: Work, seconds: float) -> tuple[str, Any, str]:
         except BaseException as error:
             outcome.append(("error", f"{type(error).__name__}: {error}"))
 
-    state, python_state = torch.random.get_rng_state(), random.getstate()
+    state, python_state, dtype = torch.random.get_rng_state(), random.getstate(), torch.get_default_dtype()
     thread = threading.Thread(target=target, daemon=True)
+    stdin, sys.stdin = sys.stdin, io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         thread.start()
         thread.join(seconds)
@@ -138,7 +158,9 @@ def _in_a_thread(work: Work, seconds: float) -> tuple[str, Any, str]:
                 break
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeUp))
             thread.join(0.05)
+    sys.stdin = stdin
     torch.random.set_rng_state(state)
     random.setstate(python_state)
+    torch.set_default_dtype(dtype)
     happened, result = outcome[0] if outcome else ("time", None)
     return happened, result, printed.getvalue()[:20_000]

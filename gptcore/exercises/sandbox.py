@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from gptcore.exercises import TEACHING, exercises
-from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, gradient_of, plain
+from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, fresh_torch, gradient_of, plain
+from gptcore.exercises.returned import read_cells
 
 LONGEST_MESSAGE = 64 * 2**20
 MOST_PROCESSES = 64
@@ -155,7 +156,11 @@ class Sandbox:
             "MPLCONFIGDIR": str(notebook.parent / ".matplotlib"),
             "MPLBACKEND": "Agg",
             "OMP_NUM_THREADS": "1",
+            "PYTHONUTF8": "1",  # so that a cell can print and write Chinese whatever the marker's locale is
             "PYTHONDONTWRITEBYTECODE": "1",
+            # No GPU: everybody's answers are computed on the same device, and none can take another's memory.
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "HIP_VISIBLE_DEVICES": "-1",
         }
         self._received = b""  # and not yet read as a reply
         self._next_count = 0.0  # when its processes are counted again
@@ -168,7 +173,8 @@ class Sandbox:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        task = {"notebook": str(notebook), "numbers": list(numbers), "memory": memory_gb, "seconds": seconds}
+        place = os.fsencode(notebook).decode("utf-8", "surrogateescape")  # as Python there spells its name
+        task = {"notebook": place, "numbers": list(numbers), "memory": memory_gb, "seconds": seconds}
         try:
             self.ask("hello", 120)  # torch is being loaded, however busy the machine is
             self.states: dict[str, Any] = self.ask(task, seconds)
@@ -306,6 +312,7 @@ def main() -> None:
         reply(_answer_call(names.get(known[call["number"]].name), call))
 
 
+@fresh_torch()
 def _answer_call(found: Any, call: dict[str, Any]) -> dict[str, Any]:
     try:
         arguments = from_json(call["arguments"])
@@ -324,12 +331,7 @@ def _run_cells(notebook: Path, seconds: float) -> tuple[dict[str, Any], int]:
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    content = json.loads(notebook.read_text(encoding="utf-8"))
-    sources = []
-    for cell in content["cells"]:
-        if cell.get("cell_type") == "code":
-            source = cell.get("source", "")
-            sources.append("".join(source) if isinstance(source, list) else str(source))
+    sources = [cell.source for cell in read_cells(notebook) if cell.is_code]
     config = Config()
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)

@@ -1,9 +1,16 @@
 """`check`, `hint`, `solution` and `progress`: what they say, and that nothing makes them raise or hang."""
 
+import io
 import json
 import math
+import os
+import re
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +19,7 @@ from gptcore import exercises
 from gptcore.exercises import check, examine, hint, progress, require, running, solution
 from gptcore.exercises.exercise import close, difference, show
 
+ROOT = Path(exercises.__file__).parents[2]
 RIGHT = exercises.exercises()["1.1"].solution
 BAD_ENTRY = '{"1.1": {"attempts": "x", "hints": null}}'
 
@@ -82,6 +90,100 @@ def test_without_fork_a_thread_is_stopped_at_the_limit_too(monkeypatch):
     assert running.run_limited(lambda: 1 / 0, 5)[0] == "error"
 
 
+REFUSAL = "Unable to handle autograd's threading in combination with fork-based multiprocessing."
+
+
+@pytest.fixture
+def beside_a_gpu(monkeypatch):
+    """A machine where torch sees a GPU and a gradient was computed: by torch's rule no copy can compute another."""
+    own = os.getpid()
+
+    def refusing(function):
+        def call(*arguments, **more):
+            if os.getpid() != own:
+                raise RuntimeError(REFUSAL)
+            return function(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for name in ("grad", "backward"):
+        monkeypatch.setattr(torch.autograd, name, refusing(getattr(torch.autograd, name)))
+
+
+def solved(number):
+    """The names that a cell with the solution defines."""
+    names = {}
+    exec(exercises.exercises()[number].solution, names)
+    return names
+
+
+@pytest.mark.parametrize("number", exercises.exercises())
+def test_a_right_answer_is_right_beside_a_gpu_and_in_a_thread(number, beside_a_gpu, monkeypatch):
+    verdict = examine(number, solved(number))
+    assert verdict.status == "right", verdict.message
+    monkeypatch.setattr(running, "can_fork", lambda: False)
+    verdict = examine(number, solved(number))
+    assert verdict.status == "right", verdict.message
+
+
+def test_without_a_gpu_the_copy_has_the_last_word(beside_a_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert REFUSAL in examine("10.1", solved("10.1")).message
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_beside_a_gpu_too_the_check_says_what_is_wrong(name, beside_a_gpu):
+    code, phrase = HARD[name]
+    verdict = examine("1.1", {"allowed_pairs": answer(code)})
+    assert verdict.status == "wrong"
+    assert phrase in verdict.message
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_beside_a_gpu_too_a_loop_is_killed_and_leaves_no_thread(name, beside_a_gpu, monkeypatch):
+    monkeypatch.setitem(exercises.exercises(), "1.1", replace(exercises.exercises()["1.1"], seconds=1.0))
+    before = threading.active_count()
+    names = {"allowed_pairs": answer(f"def allowed_pairs(T):\n    {LOOPS[name]}")}
+    assert "had not ended" in examine("1.1", names).message
+    assert threading.active_count() == before
+
+
+def test_a_device_of_any_make_counts_as_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert not running.sees_a_gpu()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # Intel's, say
+    assert running.sees_a_gpu()
+
+
+SWITCHES = {
+    "no gradients": lambda: torch.set_grad_enabled(False),
+    "double precision": lambda: torch.set_default_dtype(torch.float64),
+    "another device": lambda: torch.set_default_device("meta"),  # the one that every machine has
+}
+
+
+@pytest.mark.parametrize("fork", [True, False])
+@pytest.mark.parametrize("number", ["1.1", "1.3", "3.4", "9.2", "10.1", "12.1"])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_the_notebook_has_switched_makes_no_right_answer_wrong(name, number, fork, monkeypatch):
+    monkeypatch.setattr(running, "can_fork", lambda: fork)
+    names = solved(number)
+    try:
+        SWITCHES[name]()
+        switched = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+        verdict = examine(number, names)
+        left = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert verdict.status == "right", verdict.message
+    assert left == switched
+
+
 def test_the_check_leaves_no_trace_in_the_process(capsys):
     import random
 
@@ -131,6 +233,53 @@ def test_the_solution_is_shown_and_for_a_piece_of_gptcore_it_is_its_source(capsy
         assert inspect.getsource(piece).strip() in capsys.readouterr().out
 
 
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise BrokenPipeError
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+TERMINALS = {
+    "Windows": lambda: io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline=""),
+    "ASCII": lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii", newline=""),
+    "Chinese": lambda: io.TextIOWrapper(io.BytesIO(), encoding="gbk", newline=""),
+    "UTF-16": lambda: io.TextIOWrapper(io.BytesIO(), encoding="utf-16", newline=""),
+    "closed": closed,
+    "a closed pipe": Gone,
+    "none": lambda: None,
+}
+
+
+@pytest.mark.parametrize("terminal", TERMINALS)
+def test_whatever_the_terminal_can_show_nothing_raises_and_the_record_is_kept(terminal, record, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", TERMINALS[terminal]())
+    for number in exercises.exercises():
+        hint(number)
+        solution(number)
+    check("1.1", allowed_pairs=answer("def allowed_pairs(T):\n    print('中文 \\ud800')\n    return 0"))
+    check("1.1", allowed_pairs=answer(RIGHT))
+    hint("中")
+    progress()
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    assert all(kept[number]["hints"] == 1 and kept[number]["solution"] for number in exercises.exercises())
+    assert kept["1.1"]["attempts"] == 2
+    assert kept["1.1"]["solved"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        said = sys.stdout.buffer.getvalue().decode(sys.stdout.encoding)
+        assert f"1 of {len(exercises.exercises())} solved" in said
+        assert ("中文" in said) == (terminal in ("Chinese", "UTF-16"))
+        assert "\\u4e2d" in said or terminal in ("Chinese", "UTF-16")
+
+
 def test_progress_shows_all_chapters_and_what_is_solved(capsys):
     check("1.1", allowed_pairs=answer(RIGHT))
     check("1.1", allowed_pairs=answer("def allowed_pairs(T):\n    return T"))  # solved stays solved
@@ -166,6 +315,47 @@ def test_require_raises_unless_the_answer_is_right():
     require("1.1", allowed_pairs=answer(RIGHT))
     with pytest.raises(AssertionError, match="whole square"):
         require("1.1", allowed_pairs=lambda T: T * T)
+
+
+@pytest.mark.parametrize("execution", ["validate", "autograde"])
+def test_under_nbgrader_a_check_raises_unless_the_answer_is_right_and_nothing_is_recorded(
+    execution, record, monkeypatch, capsys
+):
+    monkeypatch.setenv("NBGRADER_EXECUTION", execution)
+    check("1.1", allowed_pairs=answer(RIGHT))
+    assert "right." in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="whole square"):
+        check("1.1", allowed_pairs=lambda T: T * T)
+    with pytest.raises(AssertionError, match="not attempted yet"):
+        check("1.1", allowed_pairs=answer(exercises.exercises()["1.1"].stub))
+    with pytest.raises(AssertionError, match="not attempted yet"):
+        exec('check("1.1")', {"check": check})
+    monkeypatch.setattr(exercises, "examine", lambda *_: 1 / 0)
+    with pytest.raises(AssertionError, match="the check itself failed"):
+        check("1.1", allowed_pairs=answer(RIGHT))
+    hint("1.1")
+    solution("1.1")
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_require_does_not_depend_on_python_s_asserts(level):
+    code = (
+        "from gptcore.exercises import examine, exercises, require\n"
+        "assert False, 'asserts are on'\n"
+        "one, names, stub = exercises()['1.1'], {}, {}\n"
+        "exec(one.solution, names)\n"
+        "require('1.1', **names)\n"
+        "exec(one.stub, stub)\n"
+        "print(examine('1.1', stub).status)\n"
+        "for answer in (lambda T: T * T, stub[one.name]):\n"
+        "    try:\n        require('1.1', allowed_pairs=answer)\n"
+        "    except AssertionError as error:\n        print(error)\n"
+    )
+    environment = os.environ | {"PYTHONOPTIMIZE": level, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^blank\n1.1: .*whole square(.|\n)*\n1.1: not attempted yet", done.stdout), done.stdout
 
 
 def test_results_are_compared_by_value_whatever_their_type():

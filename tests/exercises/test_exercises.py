@@ -26,6 +26,7 @@ def test_there_are_enough_exercises_in_every_chapter():
     assert min(per_chapter) >= 4
     assert sum(per_chapter) >= 48
     assert exercises().keys() == ANSWERS.keys()
+    assert len({exercise.name for exercise in exercises().values()}) == len(exercises()), "a name tells its exercise"
 
 
 @ALL
