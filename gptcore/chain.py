@@ -43,7 +43,7 @@ from gptcore.machine import choose_device, cores, describe_machine, peak_memory_
 from gptcore.parallel import average, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, replayed_reward_loss
-from gptcore.runs import read_report, require_models, resume_line
+from gptcore.runs import MACHINE, read_report, require_models, resume_line
 from gptcore.tokenizer import ASSISTANT, DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, Trainer, TrainingConfig, generator_for, sample_windows
 
@@ -637,7 +637,7 @@ def as_table(report: dict[str, Any]) -> str:
         f"peak memory {report['peak_rss_mb']:,.0f} MB"
     )
     for machine in [report["machine"], *report.get("resumed_on", [])]:
-        lines.append("{processor} ({instructions}), {precision}, {threads} threads, torch {torch}".format(**machine))
+        lines.append(MACHINE.format(**machine))
     lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
     for name, value in report["scores"].items():
         interval = report.get("intervals", {}).get(name)

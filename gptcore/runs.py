@@ -56,6 +56,10 @@ def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None)
     return shell_line("train", "--resume", threads=threads, **options)
 
 
+MACHINE = "{processor} ({instructions}), {precision}, {threads} threads, torch {torch}"
+"""How a machine of a report is shown."""
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """The `report.json` of a run, finished or not.
 
@@ -73,8 +77,11 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no run: train one with `{shell_line('train', out=folder)}`")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("seed", "preset", "text", "cores", "machine", "peak_rss_mb"):
+        for name in ("seed", "preset", "text", "cores"):
             report[name]
+        float(report["peak_rss_mb"])
+        for machine in [report["machine"], *report.get("resumed_on", [])]:
+            MACHINE.format(**machine)
         for stage in report["stages"].values():
             float(stage["seconds"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -93,7 +100,7 @@ def advice(folder: Path) -> str:
     if report["text"] is not None and (folder / "base.safetensors").is_file():
         line = shell_line("chat", stage="base", out=folder)
         return f"a text of your own gives a base model only, which continues a text: `{line}`"
-    return f"the run was stopped: `{resume_line(folder, report)}` goes on with it"
+    return f"the run is not whole: `{resume_line(folder, report)}` goes on with it"
 
 
 def require_models(folder: Path, *stages: str) -> None:

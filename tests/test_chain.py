@@ -445,9 +445,9 @@ def test_models_are_scored_whether_their_run_was_or_not(tmp_path, finished, smal
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without("ppo.safetensors", scores=...), "lacks ppo.safetensors: the run was stopped"),
-        (without(*MODELS[1:], scores=...), "the run was stopped"),
-        (without(*MODELS, stages={}, scores=...), "the run was stopped"),
+        (without("ppo.safetensors", scores=...), "lacks ppo.safetensors: the run is not whole"),
+        (without(*MODELS[1:], scores=...), "the run is not whole"),
+        (without(*MODELS, stages={}, scores=...), "the run is not whole"),
         (without(*MODELS, "tokenizer.json", stages={}, scores=...), "lacks tokenizer.json, "),
         (without("base.safetensors", run="text", stages={}, scores=...), "--text"),
         (without(*MODELS, "report.json"), "holds no run: train one with `python -m gptcore train --out"),
@@ -468,7 +468,7 @@ def test_a_folder_that_lacks_a_model_is_told_in_one_line_that_says_what_to_do(
     assert said.startswith("error: ")
     assert message in said
     assert "\n" not in said
-    if "the run was stopped" in said:
+    if "the run is not whole" in said:
         line = pasted(said)
         assert line[0] == "train"
         assert "--resume" in line
@@ -484,6 +484,7 @@ def test_a_folder_that_lacks_a_model_is_told_in_one_line_that_says_what_to_do(
         "null",
         "{}",
         '{"seed": 0, "stages": {}}',
+        '{"seed": 0, "preset": "llama", "text": null, "stages": {}, "cores": 2, "machine": {}, "peak_rss_mb": 1}',
     ],
 )
 @pytest.mark.parametrize("arguments", [("evaluate",), ("train",), ("train", "--resume")], ids=" ".join)
