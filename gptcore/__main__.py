@@ -2,17 +2,24 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
+import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from gptcore import chain
 from gptcore.chat import Conversation
-from gptcore.checkpoint import OWN, SHIPPED, STAGES, CheckpointError, find_stage, load_stage
+from gptcore.checkpoint import OWN, SHIPPED, STAGES, find_stage, load_stage
 from gptcore.generation import SamplingConfig
 from gptcore.machine import set_threads
 from gptcore.parallel import join_processes, rank
+from gptcore.runs import program, require_models, resume_line, shell_line
 from gptcore.training import generator_for
 
 
@@ -23,30 +30,37 @@ def train(arguments: argparse.Namespace) -> None:
     recipe = chain.Recipe()
     recipe = replace(recipe, decoder=replace(recipe.decoder, preset=arguments.preset))
     run = chain.Chain(arguments.out, arguments.seed, arguments.text, recipe)
+    asked = -float("inf")
 
-    def stop_after_step(*_: object) -> None:
-        if run.stop_requested:  # a second Ctrl-C: at once
-            raise KeyboardInterrupt
-        run.stop_requested = True
-        if first:
-            print("\nStopping after this step ...", file=sys.stderr)
+    def stop(*_: object) -> None:
+        nonlocal asked
+        before, asked = asked, time.monotonic()
+        if asked - before < 0.5:  # the same Ctrl-C, handed on by a program that called this one, as torchrun does
+            return
+        if first and run.stepping and not run.stop_requested:
+            with suppress(RuntimeError, OSError):  # a progress bar may be in the middle of writing
+                print("\nStopping after this step ...", file=sys.stderr)
+        run.stop()
 
-    signal.signal(signal.SIGINT, stop_after_step)
+    # Only the main thread may handle signals; a notebook may run this in another.
+    earlier = signal.signal(signal.SIGINT, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         report = run.run(arguments.resume)
     except KeyboardInterrupt:
-        sys.exit(
-            f"\nStopped. What is done is in {arguments.out}; "
-            f"go on with `python -m gptcore train --out {arguments.out} --seed {arguments.seed} --resume`"
-        )
+        line = resume_line(arguments.out, vars(arguments), arguments.threads)
+        sys.exit(f"\nStopped. What is done is in {arguments.out}; go on with\n    {line}" if first else 1)
+    finally:
+        if earlier is not None:
+            signal.signal(signal.SIGINT, earlier)
     if not first:
         return
     print(chain.as_table(report))
     if arguments.text is not None:
         print("\nA text of your own has no questions and answers: the chain ends with the base model.")
-        print(f"Let it continue a text: python -m gptcore chat --stage base --out {arguments.out}")
+        line = shell_line("chat", threads=arguments.threads, stage="base", out=arguments.out)
+        print(f"Let it continue a text: {line}")
     else:
-        print(f"\nTalk to it: python -m gptcore chat --out {arguments.out}")
+        print(f"\nTalk to it: {shell_line('chat', threads=arguments.threads, out=arguments.out)}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -54,8 +68,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = arguments.out
     if folder is None:
         folder = find_stage("ppo").parent
-    print(f"models of {folder}")
     report = chain.evaluate_folder(folder)
+    print(f"models of {folder}")
     print(chain.as_table(report))
     if arguments.json:
         print(json.dumps(report["scores"]))
@@ -70,6 +84,8 @@ def chat(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         greedy=not shaped and not arguments.sample,
     )
+    if arguments.out is not None:
+        require_models(arguments.out, arguments.stage)
     model, tokenizer = load_stage(arguments.stage, arguments.out)
     conversation = Conversation(
         model, tokenizer, sampling, plain=arguments.stage == "base", generator=generator_for(arguments.seed)
@@ -100,7 +116,7 @@ def chat(arguments: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    main_parser = argparse.ArgumentParser(prog="python -m gptcore", description="ChatGPT from scratch, in miniature.")
+    main_parser = argparse.ArgumentParser(prog=" ".join(program()), description="ChatGPT from scratch, in miniature.")
     main_parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     commands = main_parser.add_subparsers(dest="command", required=True)
 
@@ -132,16 +148,33 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
+def _prepare_streams() -> None:
+    """Chinese passes through a pipe whatever the locale says; and a stream that is closed or a notebook's will do."""
+    # In this order: a file that is opened takes the place of the first closed one.
+    for name, mode, errors in (("stdin", "r", "surrogateescape"), ("stdout", "w", "replace"), ("stderr", "w", None)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
+        elif errors is not None and hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
+
 def main() -> None:
     """Parse, run, and turn expected errors into one line each."""
-    arguments = parser().parse_args()
-    for stream in (sys.stdin, sys.stdout):  # Chinese passes through a pipe whatever the locale says
-        stream.reconfigure(encoding="utf-8", errors="replace")
-    set_threads(arguments.threads)
+    _prepare_streams()
     try:
-        arguments.run(arguments)
-    except (ValueError, OSError, FloatingPointError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+        try:
+            arguments = parser().parse_args()
+            set_threads(arguments.threads)
+            arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `| head -1` has read enough; Python would write the rest once more, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")
+    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+        sys.exit("error: " + (" ".join(str(error).splitlines()) or "out of memory"))
 
 
 if __name__ == "__main__":

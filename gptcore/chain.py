@@ -8,12 +8,13 @@ entities (EXPERIMENTS.md names what was not chosen there); the scores here are t
 """
 
 import copy
+import hashlib
 import json
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from gptcore.machine import choose_device, cores, describe_machine, peak_memory_
 from gptcore.parallel import average, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO, Diagnostics, PPOConfig, kl_of_answers
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, pair_accuracy, replayed_reward_loss
+from gptcore.runs import MACHINE, read_report, require_models, resume_line
 from gptcore.tokenizer import ASSISTANT, DEFAULT_VOCABULARY_SIZE, END, END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, Trainer, TrainingConfig, generator_for, sample_windows
 
@@ -89,12 +91,14 @@ def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: i
     return torch.tensor(ids[:count])
 
 
-def train_tokenizer(seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -> Tokenizer:
+def train_tokenizer(
+    seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, after_merge: Callable[[], object] = lambda: None
+) -> Tokenizer:
     """The chain's tokenizer: learned from pretraining text and conversations of the atlas."""
     texts = list(islice(pretraining_documents(seed), 10_000))
     for turns in islice(demonstrations(seed), 3_000):
         texts += [text for turn in turns for text in turn]
-    return Tokenizer.train(map(with_leading_space, texts), vocabulary_size)
+    return Tokenizer.train(map(with_leading_space, texts), vocabulary_size, after_merge)
 
 
 def text_batches(stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -226,7 +230,7 @@ def heldout_kl(policy: Decoder, reference: Decoder, tokenizer: Tokenizer, part: 
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved."""
+    """Ctrl-C; what was done is saved."""
 
 
 @dataclass
@@ -244,12 +248,32 @@ class Chain:
     progress: bool = True
     """Whether progress bars are shown."""
     stop_requested: bool = False
-    """Set it (a Ctrl-C handler does) to stop after the current step."""
+    """Set it to stop after the current step, comparison or exam; a Ctrl-C handler calls `stop`, which is quicker."""
     report: dict[str, Any] = field(default_factory=dict)
     """The report so far; `report.json`."""
 
     def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"the seed must fit into 64 bits, got {self.seed}")
         self._lock = FileLock(self.out / ".lock")  # let go of when the process ends, however it ends
+        self.stepping = False  # whether a step is going on that must end before the state can be saved
+
+    def stop(self) -> None:
+        """Stop after the step that is going on; at once where there is none, or if a stop was requested before.
+
+        A Ctrl-C handler calls it: what it raises comes up in whatever the chain is doing.
+
+        Raises:
+            Interrupted: to stop at once.
+        """
+        at_once = self.stop_requested or not self.stepping
+        self.stop_requested = True
+        if at_once:
+            raise Interrupted
+
+    def _stop_if_requested(self) -> None:
+        if self.stop_requested:
+            raise Interrupted
 
     def run(self, resume: bool = False) -> dict[str, Any]:
         """Go through all stages that are not done yet and return the report.
@@ -259,7 +283,9 @@ class Chain:
 
         Raises:
             FileExistsError: if the folder holds a run and `resume` is not set, or a run is going on in it.
-            ValueError: if it holds a run with another seed, preset or text.
+            FileNotFoundError: if there is no such text, or the folder has models whose report is lost.
+            ValueError: if it holds a run with another seed, preset or text, or its report is damaged.
+            OSError: if the folder cannot be written to.
             Interrupted: if a stop was requested; the state is saved.
         """
         try:
@@ -299,32 +325,58 @@ class Chain:
     # Folder, report, interruption
 
     def _prepare(self, resume: bool) -> None:
-        path = self.out / "report.json"
-        # Nothing is written before the inputs are known to be good.
-        if self.text is not None:
-            read_text(self.text)
+        identity = self._identity()  # nothing is written before the inputs are known to be good
+        if self.out.exists() and not self.out.is_dir():
+            raise NotADirectoryError(f"{self.out} is a file: choose a folder with --out")
         self.out.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise FileExistsError(f"a run is going on in {self.out}: wait for it, or choose another --out") from None
-        machine = describe_machine()
-        identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": self.text and str(self.text)}
         started = any((self.out / f"{name}.safetensors").exists() for name in ("base", "state"))
         if started and not resume:
-            raise FileExistsError(f"{self.out} already holds a run: add --resume to go on, or choose another --out")
-        if resume and path.exists():
-            self.report = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in identity.items():
-                if self.report[name] != value:
-                    raise ValueError(
-                        f"{self.out} holds a run with {name} {self.report[name]!r}, not {value!r}: choose another --out"
-                    )
-            if machine != self.report.get("machine"):  # from here on the figures depend on another one
+            line = resume_line(self.out, read_report(self.out))
+            raise FileExistsError(f"{self.out} already holds a run: go on with `{line}`, or choose another --out")
+        machine = describe_machine()
+        if started or (resume and (self.out / "report.json").exists()):
+            self.report = read_report(self.out)
+            self._compare(identity)
+            if self.report["text"] != identity["text"]:  # it lies elsewhere now
+                self.report["text"] = identity["text"]
+                self._write_report()
+            if machine != self.report["machine"]:  # from here on the figures depend on another one
                 self.report.setdefault("resumed_on", []).append(machine)
             return
         self.report = identity | {"stages": {}, "cores": cores(), "machine": machine}
         self._write_report()
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells this run from others; of a text what it says, since its path may be spelled in many ways."""
+        path = content = None
+        if self.text is not None:
+            path, content = str(self.text.absolute()), hashlib.sha256(self._own_text.encode()).hexdigest()
+        return {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": path, "text_sha256": content}
+
+    def _compare(self, identity: dict[str, Any]) -> None:
+        """Refuse to go on with a run that was begun with something else."""
+        go_on = f"go on with `{resume_line(self.out, self.report)}`, or choose another --out"
+        for name in ("seed", "preset"):
+            if self.report[name] != identity[name]:
+                raise ValueError(
+                    f"{self.out} holds a run with {name} {self.report[name]!r}, not {identity[name]!r}: {go_on}"
+                )
+        if self.report.get("text_sha256") != identity["text_sha256"]:
+            if self.report["text"] == identity["text"]:
+                raise ValueError(
+                    f"the text {self.text} has changed since the run in {self.out} began: "
+                    "put it back as it was, or choose another --out"
+                )
+            begun, given = (run["text"] or "the atlas" for run in (self.report, identity))
+            raise ValueError(f"{self.out} holds a run on {begun}, not on {given}: {go_on}")
+
+    @cached_property
+    def _own_text(self) -> str:
+        return read_text(self.text)
 
     def _write_report(self) -> None:
         if rank() > 0:
@@ -340,17 +392,18 @@ class Chain:
         """A stage's model: from its file if it is there, else trained, saved and timed."""
         path = self.out / f"{name}.safetensors"
         key = {"base": "pretrain"}.get(name, name)
-        if key not in self.report["stages"]:
+        if key not in self.report["stages"] or not path.is_file():
             self._start = time.perf_counter()
             self._before = 0.0  # seconds of this stage in earlier, interrupted runs
             model = train(tokenizer, *models)
             if rank() == 0:
                 note = {"seed": self.seed, "stage": name, "machine": describe_machine()}
                 save_model(path, model, tokenizer, note)
-                (self.out / "state.safetensors").unlink(missing_ok=True)
             if name == "base":
                 self.report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
             self._seconds(key, self._before + time.perf_counter() - self._start)
+            if rank() == 0:  # not before the report says that the stage is done: an interruption may come in between
+                (self.out / "state.safetensors").unlink(missing_ok=True)
             wait_for_all()
         # What later stages use is what was saved, half precision and all.
         return load_model(path, tokenizer)[0]
@@ -383,20 +436,38 @@ class Chain:
                 save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})
                 last_save = time.perf_counter()
             if stop:
-                bar.close()
                 raise Interrupted
 
-        worker.run([after_step])
-        bar.close()
+        self.stepping = True
+        try:
+            self._stop_if_requested()  # asked for just before, where Ctrl-C stops at once
+            worker.run([after_step])
+        finally:
+            self.stepping = False
+            bar.close()
 
     # Stages
 
     def _tokenizer(self) -> Tokenizer:
         path = self.out / "tokenizer.json"
-        if "tokenizer" in self.report["stages"]:
+        if "tokenizer" in self.report["stages"] and path.is_file():
             return Tokenizer.load(path)
         start = time.perf_counter()
-        tokenizer = train_tokenizer(self.seed) if self.text is None else Tokenizer.train([read_text(self.text)])
+        # At most so many: a short text allows fewer merges.
+        with tqdm(total=DEFAULT_VOCABULARY_SIZE, desc="tokenizer", unit="token", disable=not self.progress) as bar:
+
+            def after_merge() -> None:
+                bar.update()
+                self._stop_if_requested()
+
+            if self.text is None:
+                tokenizer = train_tokenizer(self.seed, after_merge=after_merge)
+            else:
+                tokenizer = Tokenizer.train([self._own_text], after_merge=after_merge)
+            bar.total = (
+                tokenizer.vocabulary_size
+            )  # fewer where a short text allows no more; bytes and special tokens, too
+            bar.update(bar.total - bar.n)
         tokenizer.save(path)
         self._seconds("tokenizer", time.perf_counter() - start)
         return tokenizer
@@ -407,7 +478,7 @@ class Chain:
             config = self.recipe.pretraining
             count = config.steps * self.recipe.batch_size * self.recipe.decoder.context_length
             return documents_as_tokens(tokenizer, pretraining_documents(self.seed), count)
-        ids = torch.tensor(tokenizer.encode(read_text(self.text)))
+        ids = torch.tensor(tokenizer.encode(self._own_text))
         return ids[: len(ids) * 9 // 10]
 
     def _pretrain(self, tokenizer: Tokenizer) -> Decoder:
@@ -440,8 +511,7 @@ class Chain:
         ballots = []
         for ballot in tqdm(collected, desc="comparisons", total=count, unit="prompt", disable=not self.progress):
             ballots.append(ballot)
-            if self.stop_requested:  # they are soon collected anew, and come out the same
-                raise Interrupted
+            self._stop_if_requested()  # they are soon collected anew, and come out the same
         batches = BallotBatches(ballots, self.recipe.ballot_batch_size, self.seed)
         replay = self._replay(tokenizer)
         config = replace(self.recipe.reward, steps=batches.per_epoch * self.recipe.reward_epochs, seed=self.seed)
@@ -477,27 +547,34 @@ class Chain:
             # The same facts in another order and other wordings.
             tokens = documents_as_tokens(tokenizer, pretraining_documents(self.seed + 1_000_000), 40_000).tolist()
         else:
-            ids = tokenizer.encode(read_text(self.text))
+            ids = tokenizer.encode(self._own_text)
             tokens = ids[len(ids) * 9 // 10 :]
         length = len(tokenizer.decode_bytes(tokens))
         self.report["scores"] = {"base_bits_per_byte": round(bits_per_byte(base, tokens, length), 4)}
 
     def score(self, tokenizer: Tokenizer, base: Decoder, sft: Decoder, reward_model: RewardModel, ppo: Decoder) -> None:
-        bar = tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress)
-        self._score_base(tokenizer, base)
-        shares: dict[str, Sequence[float]] = {}
-        for name, model in (("sft", sft), ("ppo", ppo)):
-            bar.update()
-            shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer).items()}
-        bar.update()
-        # What the chain translates with in the end.
-        shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer)
-        bar.update()
-        ballots = list(collect_ballots(sft, tokenizer, PromptSource("test"), 300, self.seed + 1_000_000))
-        shares["reward_pair_accuracy"] = pair_accuracy(reward_model, tokenizer, ballots)
-        bar.update()
-        shares["ppo_gold_win_rate"], ppo_gold, sft_gold = wins(ppo, sft, tokenizer, seed=self.seed)
-        bar.update()
+        """Let all models sit their exams, and put scores and intervals into the report."""
+        with tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress) as bar:
+
+            def next_exam() -> None:
+                bar.update()
+                self._stop_if_requested()
+
+            self._score_base(tokenizer, base)
+            next_exam()
+            shares: dict[str, Sequence[float]] = {}
+            for name, model in (("sft", sft), ("ppo", ppo)):
+                shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer).items()}
+                next_exam()
+            # What the chain translates with in the end.
+            shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer)
+            next_exam()
+            ballots = list(collect_ballots(sft, tokenizer, PromptSource("test"), 300, self.seed + 1_000_000))
+            shares["reward_pair_accuracy"] = pair_accuracy(reward_model, tokenizer, ballots)
+            next_exam()
+            shares["ppo_gold_win_rate"], ppo_gold, sft_gold = wins(ppo, sft, tokenizer, seed=self.seed)
+            next_exam()
+            kl = heldout_kl(ppo, sft, tokenizer, seed=self.seed)
         scores = self.report["scores"]
         intervals = {}
         for name, values in shares.items():
@@ -505,30 +582,46 @@ class Chain:
             scores[name] = round(result.value, 4)
             intervals[name] = [round(result.low, 4), round(result.high, 4), result.count]
         scores["bleu_translation"] = round(translation_bleu, 2)
-        scores["ppo_kl"] = round(heldout_kl(ppo, sft, tokenizer, seed=self.seed), 3)
+        scores["ppo_kl"] = round(kl, 3)
         scores["sft_gold"] = round(sum(sft_gold) / len(sft_gold), 4)
         scores["ppo_gold"] = round(sum(ppo_gold) / len(ppo_gold), 4)
         self.report["intervals"] = intervals
-        bar.close()
+
+    def score_anew(self) -> None:
+        """Score the models that the folder holds, and put scores and intervals into the report.
+
+        Raises:
+            FileNotFoundError: if a model or the text is missing.
+            ValueError: if the text has changed.
+        """
+        stages = STAGES if self.text is None else ("base",)
+        require_models(self.out, *stages)
+        tokenizer = Tokenizer.load(self.out / "tokenizer.json")
+        if self.text is not None:
+            self._compare(self._identity())
+        models = [load_model(self.out / f"{stage}.safetensors", tokenizer)[0] for stage in stages]
+        self.report["parameters"] = sum(parameter.numel() for parameter in models[0].parameters())
+        if self.text is None:
+            self.score(tokenizer, *models)
+        else:
+            self._score_base(tokenizer, *models)
 
 
 def evaluate_folder(folder: Path) -> dict[str, Any]:
-    """Score the models of a finished run anew.
+    """Score the models of a run anew; whether it was scored before does not matter.
 
     Returns:
         a report as `Chain.run` gives it, with the stages of the run's own report.
 
     Raises:
-        FileNotFoundError: if a model or the report is missing.
+        FileNotFoundError: if a model, the report or the run's own text is missing.
+        ValueError: if one of them is damaged, or the text has changed.
     """
-    path = folder / "report.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: train one with `python -m gptcore train`")
-    report = json.loads(path.read_text(encoding="utf-8"))
-    run = Chain(folder, report["seed"], report=report | {"scores": {}})
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    models = [load_model(folder / f"{stage}.safetensors", tokenizer)[0] for stage in STAGES]
-    run.score(tokenizer, *models)
+    report = read_report(folder)
+    recipe = Recipe()
+    recipe = replace(recipe, decoder=replace(recipe.decoder, preset=report["preset"]))
+    run = Chain(folder, report["seed"], report["text"] and Path(report["text"]), recipe, report=report)
+    run.score_anew()
     return run.report
 
 
@@ -536,14 +629,15 @@ def as_table(report: dict[str, Any]) -> str:
     """The report for people: stages with their seconds, then scores with 95 % intervals."""
     lines = [f"{'stage':<24}{'seconds':>9}"]
     lines += [f"{name:<24}{stage['seconds']:>9.1f}" for name, stage in report["stages"].items()]
-    lines.append(f"{'total':<24}{report['total_seconds']:>9.1f}")
+    total = sum(stage["seconds"] for stage in report["stages"].values())
+    lines.append(f"{'total':<24}{total:>9.1f}")
     lines.append("")
     lines.append(
         f"{report['parameters']:,} parameters, seed {report['seed']}, {report['cores']} cores, "
         f"peak memory {report['peak_rss_mb']:,.0f} MB"
     )
     for machine in [report["machine"], *report.get("resumed_on", [])]:
-        lines.append("{processor} ({instructions}), {precision}, {threads} threads, torch {torch}".format(**machine))
+        lines.append(MACHINE.format(**machine))
     lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
     for name, value in report["scores"].items():
         interval = report.get("intervals", {}).get(name)

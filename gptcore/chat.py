@@ -44,24 +44,24 @@ class Conversation:
         """
         if not message.strip():
             raise ValueError("the message is empty: type a question")
+        message, context_length = message.strip(), self.model.config.context_length
+        room = context_length - (1 if self.plain else min(self.sampling.max_new_tokens, context_length // 2))
+        # Not even cut into the longest tokens there are would it fit: that is known without cutting it.
+        if len(message) > room * max(map(len, self.tokenizer.token_bytes)):
+            raise ValueError(self._too_long(f"{len(message):,} characters", room))
         if self.plain:
-            ids = [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message.strip()))]
-            if len(ids) >= self.model.config.context_length:
-                raise ValueError(
-                    f"the text has {len(ids)} tokens, the model reads at most {self.model.config.context_length - 1} "
-                    "before it goes on: make it shorter"
-                )
+            ids = [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message))]
+            if len(ids) > room:
+                raise ValueError(self._too_long(f"{len(ids)} tokens", room))
             return ids
-        room = self.model.config.context_length - min(
-            self.sampling.max_new_tokens, self.model.config.context_length // 2
-        )
         for first in range(len(self.turns) + 1):
-            ids = encode_prompt(self.tokenizer, message.strip(), self.turns[first:])
+            ids = encode_prompt(self.tokenizer, message, self.turns[first:])
             if len(ids) <= room:
                 return ids
-        raise ValueError(
-            f"the message has {len(ids)} tokens, the model reads at most {room} at a time: make it shorter"
-        )
+        raise ValueError(self._too_long(f"{len(ids)} tokens", room))
+
+    def _too_long(self, length: str, room: int) -> str:
+        return f"the message has {length}, the model reads at most {room} tokens at a time: make it shorter"
 
     def say(self, message: str) -> Iterator[str]:
         """Yield the answer piece by piece, as it is made; afterwards it is part of the conversation.

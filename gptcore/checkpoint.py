@@ -20,6 +20,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.files import ASSETS, RUNS
 from gptcore.machine import choose_device
 from gptcore.reward import RewardModel
+from gptcore.runs import advice
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
 
 FORMAT = "gptcore 1"
@@ -149,9 +150,13 @@ def model_folder() -> Path:
     if begun and (OWN, SHIPPED, bool(missing)) not in _said:
         _said.add((OWN, SHIPPED, bool(missing)))
         if missing:
+            try:
+                what_to_do = advice(OWN)
+            except (OSError, ValueError) as error:  # its report is lost or damaged
+                what_to_do = str(error)
             print(
                 f"The shipped models are used: your own run in {OWN} lacks {', '.join(missing)} "
-                f"(`python -m gptcore train --resume` goes on with it; naming the folder uses what is there).",
+                f"({what_to_do}; naming the folder uses what is there).",
                 file=sys.stderr,
             )
         else:

@@ -94,34 +94,25 @@ def cores() -> int:
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """Cores' worth of time that Linux grants this process's control groups (`docker --cpus`); infinite if no limit is set."""
-    try:
-        # "0::/a/b" in version 2, "4:cpu,cpuacct:/a/b" in version 1; a limit may stand at any level above.
-        groups = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return math.inf
     quotas = [math.inf]
-    for _, controllers, place in groups:
-        if controllers and "cpu" not in controllers.split(","):
+    for line in _lines(own):
+        # "0::/a/b" in version 2, "4:cpu,cpuacct:/a/b" in version 1; a limit may stand at any level above.
+        _, controllers, place = line.split(":", 2)
+        if not controllers:
+            top, files = root, ("cpu.max",)
+        elif "cpu" in controllers.split(","):
+            top = next((root / name for name in (controllers, "cpu") if (root / name).is_dir()), root)
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        else:
             continue
-        top = (
-            root
-            if not controllers
-            else next((root / name for name in (controllers, "cpu") if (root / name).is_dir()), root)
-        )
         folder = top / place.lstrip("/")
-        for level in (folder, *folder.parents):
-            if level != top and top not in level.parents:
-                break
+        for level in (folder, *folder.parents[: len(folder.parts) - len(top.parts)]):
             try:
-                if controllers:
-                    limit = (level / "cpu.cfs_quota_us").read_text(encoding="ascii")
-                    period = (level / "cpu.cfs_period_us").read_text(encoding="ascii")
-                else:
-                    limit, period = (level / "cpu.max").read_text(encoding="ascii").split()
-            except (OSError, ValueError):
+                limit, period = " ".join((level / file).read_text(encoding="ascii") for file in files).split()
+                if int(limit) > 0:  # version 1 writes -1 where there is no limit
+                    quotas.append(int(limit) / int(period))
+            except (OSError, ValueError, ZeroDivisionError):  # no such group here, or "max"
                 continue
-            if limit.strip() not in ("max", "-1"):
-                quotas.append(int(limit) / int(period))
     return min(quotas)
 
 
@@ -132,12 +123,17 @@ def set_threads(threads: int | None = None) -> int:
         threads: by default one for each core this process may use, shared with its siblings under `torchrun`.
 
     Raises:
-        ValueError: if it is below 1.
+        ValueError: if it is below 1, or above the number of this computer's processors: more are no faster, and
+            thousands can end the process.
     """
     if threads is None:
         threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # set by torchrun
-    if threads < 1:
+    elif threads < 1:
         raise ValueError(f"the number of threads must be at least 1, got {threads}")
+    elif threads > (os.cpu_count() or 1):
+        raise ValueError(
+            f"the number of threads must be at most {os.cpu_count() or 1}, that of processors, got {threads}"
+        )
     torch.set_num_threads(threads)
     # On a CPU, oneDNN keeps a compiled kernel for each shape of matrix it has met, a thousand of them by
     # default. Answers come in every length: without a bound the kernels fill a gigabyte.
@@ -167,7 +163,7 @@ def peak_memory_mb() -> float:
         return psutil.Process().memory_info().peak_wset / 2**20
     if sys.platform == "linux":
         # Not getrusage: its maximum is handed down from the process that started this one.
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        for line in _lines(Path("/proc/self/status")):
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
     import resource  # not there on Windows
@@ -199,11 +195,16 @@ def describe_machine() -> dict[str, Any]:
 
 def _cpuinfo(name: str) -> str:
     """A field of the first processor in Linux's /proc/cpuinfo, or nothing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
+    lines = _lines(Path("/proc/cpuinfo"))
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of Linux's /proc; none where there is no such file."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _processor() -> str:

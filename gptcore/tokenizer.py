@@ -12,8 +12,9 @@ same ids.
 import hashlib
 import heapq
 import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,37 +55,79 @@ def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
     return merged
 
 
-def learn_merges(texts: Iterable[str], new_tokens: int) -> list[Pair]:
+class _Row:
+    """Tokens in a row, of which two neighbours can be replaced by one without touching the others.
+
+    Each place knows the places before and after it: a doubly linked list. That makes the time for a word
+    proportional to its length, however many merges it takes; a text without spaces is one very long word.
+    """
+
+    def __init__(self, words: Iterable[bytes]) -> None:
+        self.ids = array("i", [_BORDER])  # words are divided by a border, which no merge crosses
+        for word in words:
+            self.ids.extend(word)
+            self.ids.append(_BORDER)
+        self.before = array("i", range(-1, len(self.ids) - 1))
+        self.after = array("i", range(1, len(self.ids) + 1))
+
+    def pairs(self) -> Iterator[tuple[Pair, int]]:
+        """All neighbours within words, each with the place of the left one."""
+        for place, pair in enumerate(pairwise(self.ids)):
+            if _BORDER not in pair:
+                yield pair, place
+
+    def merge(self, place: int, pair: Pair, new_id: int) -> tuple[int, int] | None:
+        """Replace the pair that begins at a place, if it still stands there.
+
+        Returns:
+            the places before and after the new token; None if the place holds something else by now.
+        """
+        second = self.after[place]
+        if self.ids[place] != pair[0] or self.ids[second] != pair[1]:
+            return None
+        left, right = self.before[place], self.after[second]
+        self.ids[place], self.ids[second] = new_id, _GONE
+        self.after[place], self.before[right] = right, place
+        return left, right
+
+
+_BORDER, _GONE = -1, -2
+
+
+def learn_merges(texts: Iterable[str], new_tokens: int, after_merge: Callable[[], object] = lambda: None) -> list[Pair]:
     """Byte-pair encoding, algorithm 1 of arXiv 1508.07909, on bytes.
 
     Again and again the most frequent pair of neighbours becomes a new token; of equally frequent
     pairs the one with the smaller ids. A token is whole characters or pieces of a single one: one
-    that began with a whole character and ended inside another would tear names apart. Only the words
-    that hold the pair are looked at again.
+    that began with a whole character and ended inside another would tear names apart. Each different word
+    is there once, and only the places that hold the pair are looked at again.
 
     Args:
         texts: what to learn from.
         new_tokens: how many tokens to make at most; a short text may allow fewer.
+        after_merge: called after each merge, for a progress bar.
 
     Returns:
         the merges in order. Each new token gets the next id, from 256 on.
     """
     word_counts = Counter(word for text in texts for word in split_words(text))
-    words = [list(word.encode()) for word in word_counts]
-    frequencies = list(word_counts.values())
+    row = _Row(word.encode() for word in word_counts)
+    ids = row.ids
+    frequencies = array("q", [0])  # of each place: how often its word occurs
+    for word, count in word_counts.items():
+        frequencies.extend([count] * (len(word.encode()) + 1))
     pair_counts: Counter[Pair] = Counter()
-    where: defaultdict[Pair, set[int]] = defaultdict(set)  # the words that hold a pair
-    for index, word in enumerate(words):
-        for pair in pairwise(word):
-            pair_counts[pair] += frequencies[index]
-            where[pair].add(index)
+    where: defaultdict[Pair, array] = defaultdict(lambda: array("i"))  # the places at which a pair stands, or stood
+    for pair, place in row.pairs():
+        pair_counts[pair] += frequencies[place]
+        where[pair].append(place)
     # A heap whose entries may be out of date: one that no longer tells the count is pushed anew.
     heap = [(-frequency, pair) for pair, frequency in pair_counts.items()]
     heapq.heapify(heap)
 
     merges: list[Pair] = []
     token_bytes = [bytes([byte]) for byte in range(256)]
-    ids = {token: number for number, token in enumerate(token_bytes)}
+    numbers = {token: number for number, token in enumerate(token_bytes)}
     while heap and len(token_bytes) < 256 + new_tokens:
         negative, pair = heapq.heappop(heap)
         if -negative != pair_counts[pair]:
@@ -96,22 +139,29 @@ def learn_merges(texts: Iterable[str], new_tokens: int) -> list[Pair]:
             continue
         merges.append(pair)
         # "a" + "bc" gives the token that "ab" + "c" has given before.
-        new_id = ids.setdefault(joined, len(token_bytes))
+        new_id = numbers.setdefault(joined, len(token_bytes))
         if new_id == len(token_bytes):
             token_bytes.append(joined)
         changed: set[Pair] = set()
-        for index in where.pop(pair):
-            old, new = words[index], merge(words[index], pair, new_id)
-            for neighbours in pairwise(old):
-                pair_counts[neighbours] -= frequencies[index]
-            for neighbours in pairwise(new):
-                pair_counts[neighbours] += frequencies[index]
-                if new_id in neighbours:
-                    where[neighbours].add(index)
-                    changed.add(neighbours)
-            words[index] = new
-        for neighbours in changed:
-            heapq.heappush(heap, (-pair_counts[neighbours], neighbours))
+        for place in sorted(where.pop(pair)):  # from left to right: of "aaa" the first two are joined
+            neighbours = row.merge(place, pair, new_id)
+            if neighbours is None:
+                continue
+            left, right = neighbours
+            for old, new, at in (
+                ((ids[left], pair[0]), (ids[left], new_id), left),
+                ((pair[1], ids[right]), (new_id, ids[right]), place),
+            ):
+                if _BORDER not in new:
+                    pair_counts[old] -= frequencies[place]
+                    pair_counts[new] += frequencies[place]
+                    where[new].append(at)
+                    changed.add(new)
+        pair_counts[pair] = 0
+        for new in changed:
+            if pair_counts[new] > 0:
+                heapq.heappush(heap, (-pair_counts[new], new))
+        after_merge()
     return merges
 
 
@@ -148,12 +198,18 @@ class Tokenizer:
         self._words: dict[str, list[int]] = {}  # words already encoded: texts repeat theirs
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -> "Tokenizer":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
+        after_merge: Callable[[], object] = lambda: None,
+    ) -> "Tokenizer":
         """Learn a vocabulary.
 
         Args:
             texts: what to learn from.
             vocabulary_size: number of ids; fewer if the texts are too short for as many merges.
+            after_merge: called after each merge, for a progress bar.
 
         Raises:
             ValueError: if the size leaves no room for the bytes and the special tokens.
@@ -161,7 +217,7 @@ class Tokenizer:
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocabulary_size < smallest:
             raise ValueError(f"a byte-level vocabulary needs at least {smallest} ids, got {vocabulary_size}")
-        return cls(learn_merges(texts, vocabulary_size - smallest))
+        return cls(learn_merges(texts, vocabulary_size - smallest, after_merge))
 
     @property
     def vocabulary_size(self) -> int:
@@ -188,15 +244,32 @@ class Tokenizer:
 
     def _encode_word(self, word: str) -> list[int]:
         try:
-            ids = list(word.encode())
+            word_bytes = word.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no valid Unicode: {error}") from error
-        while len(ids) > 1:
-            pair = min(pairwise(ids), key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if pair not in self._ranks:
-                break
-            ids = merge(ids, pair, self._merged[pair])
-        return ids
+        row = _Row([word_bytes])
+        # Of all pairs that a merge knows, that of the merge learned first; everywhere, then the next.
+        where: defaultdict[int, list[int]] = defaultdict(list)  # by rank, the places at which its pair stands, or stood
+        for pair, place in row.pairs():
+            if pair in self._ranks:
+                where[self._ranks[pair]].append(place)
+        heap = sorted(where)
+        while heap:
+            rank = heapq.heappop(heap)
+            pair = self.merges[rank]
+            for place in sorted(where.pop(rank)):
+                neighbours = row.merge(place, pair, self._merged[pair])
+                if neighbours is None:
+                    continue
+                for at, new in (
+                    (neighbours[0], (row.ids[neighbours[0]], row.ids[place])),
+                    (place, (row.ids[place], row.ids[neighbours[1]])),
+                ):
+                    if new in self._ranks:
+                        if self._ranks[new] not in where:
+                            heapq.heappush(heap, self._ranks[new])
+                        where[self._ranks[new]].append(at)
+        return [token for token in row.ids if token >= 0]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids stand for; special tokens stand for none.

@@ -2,15 +2,20 @@
 
 import io
 import json
+import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from gptcore import chain
+from gptcore import chain, runs
 from gptcore.__main__ import main
 from gptcore.chat import Conversation
 from gptcore.checkpoint import SHIPPED, STAGES, load_model, load_stage
@@ -50,6 +55,7 @@ def small_exam(monkeypatch):
 
 
 whole_ballots = chain.collect_ballots
+RHYME = "One, two, three, four, five, once I caught a fish alive. "
 
 
 def run(out: Path, **settings) -> chain.Chain:
@@ -106,12 +112,124 @@ def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, small_exa
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def press_ctrl_c(times: int = 1) -> None:
+    """From the second time on slowly enough to be meant."""
+    for number in range(times):
+        time.sleep(0.6 if number else 0)
+        signal.raise_signal(signal.SIGINT)
+
+
+def ctrl_c_in(monkeypatch, owner, name: str, times: int = 1) -> None:
+    """Whoever calls that function presses Ctrl-C in the middle of it, and it must not come to its end."""
+
+    def interrupted(*args, **settings):
+        press_ctrl_c(times)
+        pytest.fail(f"{name} went on")
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+@pytest.fixture
+def small_runs(monkeypatch):
+    """What the command line trains is tiny."""
+    recipe = tiny_recipe()
+    monkeypatch.setattr(chain, "Recipe", lambda: recipe)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (chain.Tokenizer, "train"),
+        (chain, "documents_as_tokens"),
+        (chain, "collect_ballots"),
+        (chain, "answer_scores"),
+    ],
+    ids=lambda place: place[1],
+)
+def test_outside_of_steps_one_ctrl_c_stops_at_once_and_the_line_printed_finishes_the_run(
+    tmp_path, small_exam, small_runs, monkeypatch, place
+):
+    with monkeypatch.context() as patch:
+        ctrl_c_in(patch, *place)
+        with pytest.raises(SystemExit) as stopped:
+            command(patch, "train", "--out", str(tmp_path))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    told = command(monkeypatch, *pasted(str(stopped.value)))
+    assert set(json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["scores"]) >= SCORES
+    assert "ppo_unknown_honest" in told
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
+    tmp_path, small_exam, small_runs, monkeypatch, capsys, times
+):
+    sample_windows, calls = chain.sample_windows, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            press_ctrl_c(times)
+            signal.raise_signal(signal.SIGINT)  # the shell's Ctrl-C, handed on by torchrun: at the same moment
+        return sample_windows(*args)
+
+    monkeypatch.setattr(chain, "sample_windows", interrupted)
+    with pytest.raises(SystemExit, match="go on with"):
+        command(monkeypatch, "train", "--out", str(tmp_path))
+    assert "Stopping after this step" in capsys.readouterr().err
+    assert (tmp_path / "state.safetensors").exists() == (times == 1)
+    assert len(calls) == 2
+
+
+def test_an_interruption_after_a_model_is_saved_does_not_lose_its_stage(tmp_path, monkeypatch):
+    text = tmp_path / "rhyme.txt"
+    text.write_text(RHYME * 200, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        StopAt(patch, "pretrain")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", text=text).run()
+    with monkeypatch.context() as patch:
+        ctrl_c_in(patch, chain.Chain, "_seconds")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", text=text).run(resume=True)
+    assert (tmp_path / "out" / "base.safetensors").exists()
+    assert (tmp_path / "out" / "state.safetensors").exists()  # or the stage would begin from nothing
+    assert "pretrain" in run(tmp_path / "out", text=text).run(resume=True)["stages"]
+    assert not (tmp_path / "out" / "state.safetensors").exists()
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, small_exam):
     run(tmp_path).run()
     with pytest.raises(FileExistsError, match="--resume"):
         run(tmp_path).run()
     with pytest.raises(ValueError, match="another --out"):
         run(tmp_path, seed=1).run(resume=True)
+    (tmp_path / "report.json").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for resume in (True, False):  # without its report the run is unknown: training anew would destroy it
+        with pytest.raises(FileNotFoundError, match="put it back"):
+            run(tmp_path).run(resume)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_model_that_was_deleted_is_made_again(tmp_path, small_exam):
+    whole = run(tmp_path).run()
+    model = load_stage("sft", tmp_path)[0].state_dict()
+    for name in ("sft.safetensors", "tokenizer.json"):
+        (tmp_path / name).unlink()
+    assert run(tmp_path).run(resume=True)["scores"] == whole["scores"]
+    assert all(torch.equal(model[name], tensor) for name, tensor in load_stage("sft", tmp_path)[0].state_dict().items())
+
+
+def test_the_peak_of_memory_is_that_of_all_parts_of_a_run(tmp_path):
+    first = run(tmp_path)
+    first._prepare(resume=False)
+    first.report["peak_rss_mb"] = 10.0**6
+    first._write_report()
+    first._lock.release()
+    second = run(tmp_path)
+    second._prepare(resume=True)
+    second._write_report()
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["peak_rss_mb"] == 10.0**6
 
 
 def test_the_record_of_a_run_and_the_notes_of_its_models_name_the_machine(tmp_path, small_exam, monkeypatch):
@@ -165,11 +283,222 @@ def test_a_text_of_the_readers_own_gives_a_base_model_that_continues_it(tmp_path
     assert isinstance("".join(conversation.say("One, two")), str)
 
 
-def command(monkeypatch, *arguments: str, lines: str = "") -> None:
+def test_a_text_that_changed_or_another_one_is_refused_and_one_that_moved_is_not(tmp_path, monkeypatch):
+    text = tmp_path / "rhyme.txt"
+    text.write_text(RHYME * 200, encoding="utf-8")
+    run(tmp_path / "out", text=text).run()
+    other = tmp_path / "other.txt"
+    other.write_text(RHYME * 100, encoding="utf-8")
+    with pytest.raises(ValueError, match="holds a run on .*rhyme.txt, not on .*other.txt: go on with"):
+        run(tmp_path / "out", text=other).run(resume=True)
+    with pytest.raises(ValueError, match="holds a run on .*rhyme.txt, not on the atlas: go on with"):
+        run(tmp_path / "out").run(resume=True)
+    (tmp_path / "books").mkdir()
+    moved = text.rename(tmp_path / "books" / "moved.txt")
+    monkeypatch.chdir(tmp_path / "books")
+    assert run(tmp_path / "out", text=Path("moved.txt")).run(resume=True)["text"] == str(moved)
+    moved.write_text(RHYME * 199, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"the text moved\.txt has changed since"):
+        run(tmp_path / "out", text=Path("moved.txt")).run(resume=True)
+    with pytest.raises(ValueError, match="has changed since"):
+        chain.evaluate_folder(tmp_path / "out")
+
+
+def command(monkeypatch, *arguments: str, lines: str | bytes = "") -> str:
+    """Call the command line; what it printed."""
+    lines = lines if isinstance(lines, bytes) else lines.encode()
     monkeypatch.setattr(sys, "argv", ["gptcore", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8"))
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True))
     main()
+    return sys.stdout.buffer.getvalue().decode()
+
+
+def pasted(said: str) -> list[str]:
+    """The arguments of the last line printed for pasting."""
+    line = said[said.rindex("python -m gptcore") :].split("\n")[0].split("`")[0]
+    return shlex.split(line)[3:]
+
+
+def test_lines_to_paste_carry_all_options_and_work_from_any_folder(tmp_path, small_runs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my book.txt").write_text(RHYME * 200, encoding="utf-8")
+    options = ("--text", "my book.txt", "--preset", "gpt2", "--seed", "3", "--out", "Ada's run")
+    with monkeypatch.context() as patch:
+        StopAt(patch, "pretrain")
+        with pytest.raises(SystemExit) as stopped:
+            command(patch, "--threads", "1", "train", *options)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    line = pasted(str(stopped.value))
+    assert line[:3] == ["--threads", "1", "train"]
+    for wrong in (("--seed", "4"), ("--preset", "llama")):  # each refusal prints the line, too
+        with pytest.raises(SystemExit, match="another --out") as refused:
+            command(monkeypatch, *line, *wrong)
+        assert sorted(pasted(str(refused.value))) == sorted(line[2:])
+    with pytest.raises(SystemExit, match="already holds a run") as refused:
+        command(monkeypatch, *(word for word in line if word != "--resume"))
+    assert sorted(pasted(str(refused.value))) == sorted(line[2:])
+    told = command(monkeypatch, *line)
+    report = json.loads((tmp_path / "Ada's run" / "report.json").read_text(encoding="utf-8"))
+    assert (report["seed"], report["preset"], set(report["scores"])) == (3, "gpt2", {"base_bits_per_byte"})
+    talk = pasted(told)
+    assert "\n" in command(monkeypatch, *talk, lines="One, two\n")
+    with pytest.raises(SystemExit, match="base model only") as refused:
+        command(monkeypatch, "chat", "--out", str(tmp_path / "Ada's run"))
+    assert pasted(str(refused.value)) == talk[2:]
+    assert not any(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("called", "words"),
+    [
+        ("python -m gptcore", "python -m gptcore"),
+        ("python3.12 -X utf8 -m gptcore", "python3.12 -X utf8 -m gptcore"),
+        ("ENV/bin/python -m gptcore", "ROOT/ENV/bin/python -m gptcore"),
+        ("/on/path/python /on/path/gptcore", "gptcore"),
+        ("/off/path/python /off/path/gptcore", "/off/path/gptcore"),
+        ("python -m ipykernel_launcher -f", "python -m gptcore"),
+        ("python gptcore", "python -m gptcore"),  # the folder of that name
+    ],
+)
+def test_lines_to_paste_begin_as_the_program_was_called(monkeypatch, called, words):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/on/path/{name}" if name == "gptcore" else None)
+    monkeypatch.setattr(sys, "orig_argv", [*called.split(), "chat", "--stage", "sft"])
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "chat", "--stage", "sft"])
+    assert runs.program() == words.replace("ROOT", str(ROOT)).split()
+
+
+def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "gptcore", "train"])
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "train"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert runs.shell_line("train").startswith("python -m torch.distributed.run --nproc-per-node 2 -m gptcore train")
+    monkeypatch.setenv("WORLD_SIZE", "4")  # on two machines: only the reader knows how
+    assert runs.shell_line("train") == "python -u -m gptcore train"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run and one on a text of the reader's own, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        whole = chain.exam
+        patch.setattr(chain, "exam", lambda part: {name: prompts[:4] for name, prompts in whole(part).items()})
+        patch.setattr(chain, "collect_ballots", lambda *args: whole_ballots(*args[:3], min(args[3], 16), *args[4:]))
+        run(folder / "atlas").run()
+    text = folder / "rhyme.txt"
+    text.write_text(RHYME * 200, encoding="utf-8")
+    run(folder / "text", text=text).run()
+    return folder
+
+
+def without(*names: str, run: str = "atlas", **changes):
+    """A finished run that lacks some files, and whose report was changed."""
+
+    def damage(finished: Path, folder: Path) -> None:
+        shutil.copytree(finished / run, folder)
+        for name in names:
+            (folder / name).unlink()
+        path = folder / "report.json"
+        if changes:
+            report = json.loads(path.read_text(encoding="utf-8")) | changes
+            path.write_text(
+                json.dumps({key: value for key, value in report.items() if value is not ...}), encoding="utf-8"
+            )
+
+    return damage
+
+
+def report_is(text: str):
+    def damage(finished: Path, folder: Path) -> None:
+        without()(finished, folder)
+        (folder / "report.json").write_text(text, encoding="utf-8")
+
+    return damage
+
+
+MODELS = [f"{stage}.safetensors" for stage in STAGES]
+
+
+@pytest.mark.parametrize(
+    ("damage", "score"),
+    [
+        (without(), "ppo_kl"),
+        (without(scores=..., intervals=..., total_seconds=...), "ppo_kl"),  # stopped while it was scored
+        (without(scores=..., intervals=..., total_seconds=..., stages={}, parameters=...), "ppo_kl"),
+        (without(run="text"), "base_bits_per_byte"),
+        (without(run="text", scores=..., total_seconds=...), "base_bits_per_byte"),
+    ],
+)
+def test_models_are_scored_whether_their_run_was_or_not(tmp_path, finished, small_exam, monkeypatch, damage, score):
+    damage(finished, tmp_path / "out")
+    told = command(monkeypatch, "evaluate", "--out", str(tmp_path / "out"))
+    assert score in told
+    assert "parameters" in told
+
+
+@pytest.mark.parametrize("asked", ["evaluate", "chat"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without("ppo.safetensors", scores=...), "lacks ppo.safetensors: the run is not whole"),
+        (without(*MODELS[1:], scores=...), "the run is not whole"),
+        (without(*MODELS, stages={}, scores=...), "the run is not whole"),
+        (without(*MODELS, "tokenizer.json", stages={}, scores=...), "lacks tokenizer.json, "),
+        (without("base.safetensors", run="text", stages={}, scores=...), "--text"),
+        (without(*MODELS, "report.json"), "holds no run: train one with `python -m gptcore train --out"),
+        (without("ppo.safetensors", "report.json"), "put it back"),
+        (lambda _, folder: folder.mkdir(), "holds no run"),
+        (lambda _, folder: folder.touch(), "holds no run"),
+        (lambda _, folder: None, "holds no run"),
+    ],
+)
+def test_a_folder_that_lacks_a_model_is_told_in_one_line_that_says_what_to_do(
+    tmp_path, finished, monkeypatch, asked, damage, message
+):
+    damage(finished, tmp_path / "out")
+    monkeypatch.setattr(chain, "load_model", lambda *_: pytest.fail("long work before the check"))
+    with pytest.raises(SystemExit) as stopped:
+        command(monkeypatch, asked, "--out", str(tmp_path / "out"))
+    said = str(stopped.value)
+    assert said.startswith("error: ")
+    assert message in said
+    assert "\n" not in said
+    if "the run is not whole" in said:
+        line = pasted(said)
+        assert line[0] == "train"
+        assert "--resume" in line
+        assert line[line.index("--out") + 1] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"seed": 0, "stages": {}}',
+        '{"seed": 0, "preset": "llama", "text": null, "stages": {}, "cores": 2, "machine": {}, "peak_rss_mb": 1}',
+    ],
+)
+@pytest.mark.parametrize("arguments", [("evaluate",), ("train",), ("train", "--resume")], ids=" ".join)
+def test_a_damaged_report_is_told_in_one_line(tmp_path, finished, monkeypatch, text, arguments):
+    report_is(text)(finished, tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"^error: .*report.json is damaged .*: put back a copy of it") as stopped:
+        command(monkeypatch, *arguments, "--out", str(tmp_path / "out"))
+    assert "\n" not in str(stopped.value)
+
+
+def test_ctrl_c_while_models_are_scored_anew_is_one_line(finished, small_exam, monkeypatch):
+    ctrl_c_in(monkeypatch, chain, "wins")
+    with pytest.raises(SystemExit, match=r"^\nStopped\.$"):
+        command(monkeypatch, "evaluate", "--out", str(finished / "atlas"))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +514,13 @@ def command(monkeypatch, *arguments: str, lines: str = "") -> None:
         (["train", "--out", "OUT", "--text", "EMPTY"], "is empty"),
         (["train", "--out", "OUT", "--text", "LATIN"], "not UTF-8"),
         (["train", "--out", "OUT", "--text", "SHORT"], "longer text"),
+        (["train", "--out", "EMPTY"], "is a file: choose a folder"),
+        (["train", "--out", "EMPTY/below"], ""),
+        (["train", "--out", "OUT", "--seed", str(10**30)], "seed must fit"),
+        (["--threads", "0", "chat"], "threads must be at least 1"),
+        (["--threads", "-1", "chat"], "threads must be at least 1"),
+        (["--threads", str(10**6), "chat"], "threads must be at most"),
+        (["--threads", str(10**30), "train", "--out", "OUT"], "threads must be at most"),
     ],
 )
 def test_bad_input_at_the_command_line_is_one_line_that_says_what_to_do(tmp_path, monkeypatch, arguments, message):
@@ -192,7 +528,7 @@ def test_bad_input_at_the_command_line_is_one_line_that_says_what_to_do(tmp_path
     (tmp_path / "latin.txt").write_bytes("Zürich".encode("latin-1"))
     (tmp_path / "short.txt").write_text("too short")
     places = {name.upper(): str(tmp_path / f"{name}.txt") for name in ("empty", "latin", "short")}
-    places["OUT"] = str(tmp_path / "out")
+    places |= {"OUT": str(tmp_path / "out"), "EMPTY/below": str(tmp_path / "empty.txt" / "below")}
     with pytest.raises(SystemExit) as stopped:
         command(monkeypatch, *(places.get(argument, argument) for argument in arguments))
     assert str(stopped.value).startswith("error: ")
@@ -205,6 +541,45 @@ def test_a_failed_start_does_not_block_the_next_one(tmp_path, monkeypatch):
     for _ in range(2):  # the second time must not complain of a run that never was
         with pytest.raises(SystemExit, match="longer text"):
             command(monkeypatch, "train", "--out", str(tmp_path / "out"), "--text", str(tmp_path / "short.txt"))
+
+
+# --- Streams -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix closes the streams")
+@pytest.mark.parametrize("closed", ["<&-", "</dev/null >&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(closed):
+    words = [sys.executable, "-m", "gptcore", "chat", "--out", str(SHIPPED)]
+    done = subprocess.run(["sh", "-c", f"{shlex.join(words)} {closed}"], capture_output=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [("chat", "--out", str(SHIPPED)), ("--help",)], ids=["chat", "help"])
+def test_a_reader_who_has_read_enough_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "gptcore", *arguments],
+        input=b"Hello!\n" * 3, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_streams_of_a_notebook_will_do(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gptcore", "chat", "--out", str(SHIPPED)])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of Peru?\n"))  # neither can be reconfigured
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    main()
+    assert "Lima" in sys.stdout.getvalue()
+
+
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_is_answered(monkeypatch, capsys):
+    lines = "Wie heißt es?\n".encode("latin-1") + "秘鲁的首都是哪里?\n".encode()
+    told = command(monkeypatch, "chat", "--out", str(SHIPPED), lines=lines)
+    assert "error: the text is no valid Unicode" in capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "利马" in told
 
 
 # --- The models that come with the course --------------------------------------------------------

@@ -47,6 +47,23 @@ def test_a_message_too_long_for_the_context_is_refused_and_nothing_is_lost(token
     assert talk.turns == [("c", "d")]
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_message_that_cannot_fit_is_refused_without_cutting_it_into_tokens(tokenizer, monkeypatch, plain):
+    talk = conversation(tokenizer, plain=plain)
+    monkeypatch.setattr(tokenizer, "encode", lambda _: pytest.fail("it was cut"))
+    with pytest.raises(ValueError, match="the message has 100,000 characters, .* make it shorter"):
+        talk.prompt("x" * 100_000)
+
+
+@pytest.mark.parametrize(("plain", "room"), [(False, 56), (True, 63)])
+def test_the_longest_message_that_fits_is_read(tokenizer, plain, room):
+    talk = conversation(tokenizer, plain=plain)
+    longest = "x" * (room - len(talk.prompt("x")) + 1)
+    assert len(talk.prompt(longest)) == room
+    with pytest.raises(ValueError, match=f"has {room + 1} tokens, the model reads at most {room} tokens at a time"):
+        talk.prompt(longest + "x")
+
+
 @pytest.mark.parametrize("message", ["", "  \n"])
 def test_an_empty_message_is_refused(tokenizer, message):
     with pytest.raises(ValueError, match="empty"):

@@ -97,6 +97,11 @@ def test_peak_memory_is_this_process_s_own_and_not_its_parent_s():
     assert 50 < float(done.stdout) < 1500
 
 
+def test_where_linux_does_not_tell_the_peak_the_system_call_does(monkeypatch):
+    monkeypatch.setattr(machine, "_lines", lambda _: [])
+    assert 50 < peak_memory_mb() < 100_000
+
+
 def test_set_threads_sets_what_it_returns():
     before = torch.get_num_threads()
     try:
@@ -107,12 +112,24 @@ def test_set_threads_sets_what_it_returns():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_fewer_than_one_thread_is_refused(threads):
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [(0, "at least 1, got 0"), (-1, "at least 1, got -1"), (100_000, "at most"), (10**30, "at most")],
+)
+def test_a_number_of_threads_that_cannot_be_is_refused(threads, message):
     before = torch.get_num_threads()
-    with pytest.raises(ValueError, match=f"at least 1, got {threads}"):
+    with pytest.raises(ValueError, match=message):
         set_threads(threads)
     assert torch.get_num_threads() == before
+
+
+def test_as_many_threads_as_processors_are_allowed_whatever_the_quota(monkeypatch):
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(machine, "_quota", lambda: 1.0)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert set_threads(3) == 3
+    with pytest.raises(ValueError, match="at most 3, that of processors, got 4"):
+        set_threads(4)
 
 
 def groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -143,6 +160,16 @@ def groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
             {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
             float("inf"),
         ),
+        # Both versions in use; this process's group is not shown, but what is shown at the top is its container's.
+        (
+            "3:cpuacct,cpu:/docker/0a\n1:name=systemd:/docker/0a\n0::/docker/0a\n",
+            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n", "unified/cgroup.procs": ""},
+            2.5,
+        ),
+        ("0::/../other\n", {"cpu.max": "300000 100000\n"}, 3.0),  # seen from within a namespace
+        ("0::/\n", {"cpu.max": "150000\n"}, float("inf")),  # not as it should be
+        ("0::/\n", {"cpu.max": "150000 0\n"}, float("inf")),
+        ("0::/\n", {"cpu.max": "\n"}, float("inf")),
     ],
 )
 def test_a_containers_quota_is_read(tmp_path, own, files, expected):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import tokenizers
@@ -185,6 +188,21 @@ def test_no_token_crosses_the_border_of_a_word(texts):
         assert any(token in word for word in words)
 
 
+LETTERS = "".join(random.Random(0).choices("ACGT", k=300_000))
+
+
+def test_a_text_without_spaces_is_learned_from_and_encoded_in_time(tmp_path):
+    # Looking through the whole word again for every merge would take many minutes.
+    start, counted = time.perf_counter(), []
+    tokenizer = Tokenizer.train([LETTERS], 4096, lambda: counted.append(0))
+    ids = tokenizer.encode(LETTERS)
+    assert time.perf_counter() - start < 60
+    assert len(counted) == 4096 - 261
+    assert tokenizer.decode(ids) == LETTERS
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(LETTERS).ids == ids
+
+
 def test_training_gives_the_same_whatever_the_order_of_the_texts():
     forwards, backwards = Tokenizer.train(TRAINING_TEXT, 400), Tokenizer.train(TRAINING_TEXT[::-1], 400)
     assert forwards.merges == backwards.merges
@@ -225,6 +243,44 @@ def test_a_vocabulary_too_small_for_bytes_and_special_tokens_is_refused():
 
 def test_without_merges_ids_are_the_bytes():
     assert Tokenizer([]).encode("Aé中") == [0x41, 0xC3, 0xA9, 0xE4, 0xB8, 0xAD]
+
+
+def plain_ids(tokenizer, word):
+    """Encoding in the plainest way: of all pairs that a merge knows, that of the first merge, everywhere; and again."""
+    ids = list(word.encode())
+    while known := set(tokenizer.merges) & set(pairwise(ids)):
+        pair = min(known, key=tokenizer.merges.index)
+        joined = tokenizer.token_bytes[pair[0]] + tokenizer.token_bytes[pair[1]]
+        ids = merge(ids, pair, tokenizer.token_bytes.index(joined))
+    return ids
+
+
+@many_examples
+@given(text=texts)
+def test_ids_equal_those_of_looking_through_the_word_again_for_every_merge(tokenizer, text):
+    assert tokenizer.encode(text) == [token for word in split_words(text) for token in plain_ids(tokenizer, word)]
+
+
+@st.composite
+def merge_lists(draw):
+    """Any merges of a few letters: in any order, and with several ways to one token."""
+    tokens, merges = [b"a", b"b"], {}
+    for _ in range(draw(st.integers(1, 10))):
+        left, right = draw(st.sampled_from(tokens)), draw(st.sampled_from(tokens))
+        if len(left + right) < 9:
+            merges[left, right] = None
+            tokens.append(left + right)
+    numbers = {bytes([byte]): byte for byte in range(256)}
+    for left, right in merges:
+        numbers.setdefault(left + right, len(numbers))
+    return [(numbers[left], numbers[right]) for left, right in merges]
+
+
+@many_examples
+@given(merge_lists(), st.text("ab", max_size=60))
+def test_ids_are_right_for_any_merges_too(merges, word):
+    tokenizer = Tokenizer(merges)
+    assert tokenizer.encode(word) == plain_ids(tokenizer, word)
 
 
 @many_examples
