@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -220,6 +221,32 @@ def test_every_view_has_a_picture_in_its_place(tokenizer, tmp_path, text):
         assert "application/vnd.jupyter.widget-view+json" in bundle
         assert "text/html" not in bundle
         assert bundle["text/plain"]
+
+
+def test_a_view_is_shown_beside_a_picture_that_stands_in_its_place(tokenizer, tmp_path, monkeypatch):
+    for view in every_view(tokenizer, tmp_path):
+        shown = Shown()
+        monkeypatch.setattr(_view, "display", shown)
+        view._ipython_display_()
+        picture, live = shown.bundles
+        assert is_png(picture)
+        assert f'data-gptcore="{view.key}"' in picture["text/html"]
+        assert picture["image/png"] in picture["text/html"]
+        assert set(live) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert len({view.key for view in every_view(tokenizer, tmp_path)}) == 8
+
+
+def test_a_run_that_was_not_finished_leaves_words_in_its_place(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(_view, "display", shown)
+    monkeypatch.setattr(training, "INTERVAL", 0.0)
+    view = TrainingDashboard()
+    monkeypatch.setattr(view.budget, "allows", lambda _: True)
+    view(StepReport(1, 5, 1.0, 1.0, 1.0, 1.0))
+    assert "image/png" not in shown.bundles[0]
+    assert "step 1 of 5" in shown.bundles[0]["text/html"]
+    view.finish()
+    assert is_png(shown.bundles[0])
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -451,22 +478,27 @@ def test_thinned_curves_keep_their_ends():
 
 
 class Shown:
-    """Stands in for IPython's display."""
+    """Stands in for IPython's display; keeps what was shown, the newest of each handle."""
 
     def __init__(self):
         self.bundles = []
 
-    def __call__(self, view, display_id):
-        self.update(view)
-        return self
+    def __call__(self, bundle, raw, display_id=False, metadata=None):  # noqa: ARG002
+        self.bundles.append(bundle)
+        return Handle(self.bundles, len(self.bundles) - 1)
 
-    def update(self, view):
-        self.bundles.append(view._repr_mimebundle_()[0])
+
+class Handle(NamedTuple):
+    bundles: list
+    place: int
+
+    def update(self, bundle, raw):  # noqa: ARG002
+        self.bundles[self.place] = bundle
 
 
 def test_a_run_is_watched_and_its_final_figure_stays(tokenizer, monkeypatch):
     shown = Shown()
-    monkeypatch.setattr(training, "display", shown)
+    monkeypatch.setattr(_view, "display", shown)
     model = decoder(tokenizer)
     ids = torch.tensor(tokenizer.encode("the capital of Peru is Lima. " * 40))
     held_out = held_out_batches((ids, ids), 2, 16)
@@ -479,7 +511,8 @@ def test_a_run_is_watched_and_its_final_figure_stays(tokenizer, monkeypatch):
     assert "step 6 of 6" in view.data["headline"]
     assert "tokens a second" in view.data["headline"]
     assert model.training, "measuring must leave the model in training mode"
-    assert is_png(shown.bundles[-1])
+    assert len(shown.bundles) == 2
+    assert is_png(shown.bundles[0])
     assert 0 < view.share < 1
 
 

@@ -77,6 +77,10 @@ function open(model, el, title) {
   watch("change:error", showError);
   showError();
 
+  // The picture that stands in the view's place where it cannot run; in JupyterLab no empty output is left of it.
+  const picture = `[data-gptcore="${model.get("key")}"]`;
+  const hidden = make("style", {}, `${picture} { display: none; } .jp-OutputArea-child:has(${picture}) { display: none; }`);
+
   // One request at a time is on its way; the others wait in order.
   const name = Math.random().toString(36).slice(2);
   const waiting = [];
@@ -111,8 +115,10 @@ function open(model, el, title) {
     };
     for (const value of values) watch(`change:${value}`, redraw);
     redraw();
+    document.head.append(hidden);
   };
   const close = () => {
+    hidden.remove();
     for (const [event, listener] of listeners) model.off(event, listener);
   };
   return { root, ask, askNewest, draw, watch, close };
