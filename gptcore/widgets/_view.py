@@ -12,6 +12,7 @@ own beside the view's; the running view hides it, and it hides what remains of a
 import base64
 import html
 import io
+import math
 import textwrap
 import unicodedata
 import uuid
@@ -203,6 +204,10 @@ class View(anywidget.AnyWidget):
         super().__init__(key=uuid.uuid4().hex, **values)
         self.on_msg(lambda _, content, __: self.receive(content))
 
+    @traitlets.validate("data")
+    def _only_what_json_can_say(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        return sendable(proposal["value"])
+
     def receive(self, content: dict[str, Any]) -> None:
         """Do what a message asks for, `{"do": name, "with": arguments}`, and confirm it.
 
@@ -248,6 +253,20 @@ class View(anywidget.AnyWidget):
         return with_picture(bundle, self.static_picture(), self.words()), metadata
 
 
-def rounded(values: Tensor | Sequence[float], digits: int = 5) -> list[float]:
-    """Numbers short enough to be sent."""
-    return [round(float(value), digits) for value in torch.as_tensor(values).flatten().tolist()]
+def rounded(values: Tensor | Sequence[float], digits: int = 5) -> list[float | None]:
+    """Numbers short enough to be sent; None for those that are not finite."""
+    return sendable([round(value, digits) for value in torch.as_tensor(values).float().flatten().tolist()])
+
+
+def sendable(value: Any) -> Any:
+    """A value as JSON can say it: None stands for each number that is not finite, and the views leave a gap there.
+
+    JSON has no infinity and no NaN; browsers refuse the message, or get the word "inf" where they expect a number.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: sendable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return (tuple if isinstance(value, tuple) else list)(map(sendable, value))
+    return value

@@ -57,11 +57,14 @@ class Budget:
 
 
 def smoothed(losses: Sequence[float], window: int = 20) -> list[float]:
-    """Mean of the last `window` losses at each step, fewer at the start."""
-    total, means = 0.0, []
-    for step, loss in enumerate(losses):
-        total += loss - (losses[step - window] if step >= window else 0.0)
-        means.append(total / min(step + 1, window))
+    """Mean of the last `window` losses at each step, fewer at the start; those that are no finite numbers do not count.
+
+    Where none of them is, neither is the mean.
+    """
+    means = []
+    for step in range(len(losses)):
+        finite = [loss for loss in losses[max(0, step + 1 - window) : step + 1] if math.isfinite(loss)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
     return means
 
 
@@ -73,7 +76,9 @@ def thinned(points: Sequence[Any], most: int = 400) -> Sequence[Any]:
 
 
 def time_left(seconds: float) -> str:
-    """`1:05 min`."""
+    """`1:05 min`; nobody knows it if the seconds are no finite number."""
+    if not math.isfinite(seconds):
+        return "unknown time"
     return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
 
 
@@ -111,7 +116,7 @@ class Watched:
     def headline(self, report: StepReport) -> str:
         """Progress in one line."""
         speed, unit = self.speed()
-        parts = [f"step {report.step} of {report.steps}", f"loss {smoothed(self.losses)[-1]:.3f}"]
+        parts = [f"step {report.step} of {report.steps}", f"loss {smoothed(self.losses[-20:])[-1]:.3f}"]
         if self.held_out:
             parts.append(f"held out {self.held_out[-1][1]:.3f}")
         parts.append(f"{speed:,.0f} {unit} a second")
