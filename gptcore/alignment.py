@@ -31,7 +31,7 @@ from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.machine import autocast, gradient_scaler
 from gptcore.ppo import answer_mask, kl_estimate, masked_mean, policy_loss, token_log_probabilities
-from gptcore.reward import Ballot, BallotBatches, RewardModel, pad_right, preference_loss, score
+from gptcore.reward import Ballot, BallotBatches, RewardModel, answer_begins, pad_right, preference_loss, score
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import (
     Trainer,
@@ -209,9 +209,15 @@ class ImplicitReward(nn.Module):
         return self.policy.device
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Rewards `(B,)` of whole conversations `(B, T)` of `lengths` `(B,)`, padded on the right with anything."""
-        prompt_lengths = (tokens == self.answer_start).int().argmax(dim=1) + 1
-        mask = answer_mask(lengths.cpu(), prompt_lengths.cpu(), tokens.shape[1]).to(tokens.device)
+        """Rewards `(B,)` of the last answers of conversations `(B, T)` of `lengths` `(B,)`.
+
+        Padded on the right with anything.
+        """
+        begins = answer_begins(tokens, self.answer_start).long()
+        number = begins.cumsum(dim=1)  # of the answer that each token belongs to, its mark included
+        last = number.gather(1, lengths[:, None] - 1)  # (B, 1)
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        mask = ((number - begins == last) & (last > 0) & real)[:, 1:]  # column t is about the choice of token t + 1
         own, other = (sequence_log_probabilities(model, tokens, mask) for model in (self.policy, self.reference))
         return implicit_reward(own, other, self.beta)
 

@@ -271,6 +271,24 @@ def test_the_implicit_reward_grades_as_worked_out_token_by_token_and_is_0_at_the
     assert score(ImplicitReward(model, copy.deepcopy(model), 0.3, ANSWER), sequences).tolist() == [0.0] * len(pairs)
 
 
+def test_the_implicit_reward_of_several_turns_is_that_of_the_last_answer():
+    model, reference = tiny_decoder(0), tiny_decoder(1)
+    grader = ImplicitReward(model, reference, 0.3, ANSWER)
+    pairs = [
+        ([7, 4, 5], [1, 1, 6]),
+        ([7, 4, 5, 2, 6, 7, 3, 5], [1, 1, 6]),  # STOP ends the first answer
+        ([7, 4, 5, 6, 7, 3, 5, 0, 0, 6, 7, 5], [2]),
+        ([7, 4, 5], [1, 5, 1, 6]),  # a mark that the policy drew
+    ]
+    expected = [
+        0.3 * (slow_log_probabilities(model, *pair).sum() - slow_log_probabilities(reference, *pair).sum()).item()
+        for pair in pairs
+    ]
+    sequences = [prompt + answer for prompt, answer in pairs]
+    assert score(grader, sequences).tolist() == pytest.approx(expected, abs=1e-4)
+    assert score(grader, [[7, 4, 5, 2, 6, 7, 3, 5]]).tolist() == [0]  # nobody has answered the last question yet
+
+
 def implicit_accuracy(model, reference, ballots):
     grader, right = ImplicitReward(model, reference, 0.1, ANSWER), []
     for ballot in ballots:

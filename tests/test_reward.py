@@ -20,6 +20,7 @@ from gptcore.reward import (
     Ballot,
     BallotBatches,
     RewardModel,
+    answer_begins,
     collect_ballots,
     normalise,
     pad_right,
@@ -31,7 +32,7 @@ from gptcore.reward import (
     vote,
     write_flawed_answer,
 )
-from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
 
 steady = settings(deadline=None, derandomize=True)
@@ -153,6 +154,61 @@ def test_the_head_sees_the_largest_and_the_mean_surprise_of_the_answer_so_far():
             so_far = own[: t - start + 1]
             assert largest[row, t].item() == pytest.approx(max(so_far), abs=1e-5)
             assert mean[row, t].item() == pytest.approx(sum(so_far) / len(so_far), abs=1e-5)
+
+
+def test_each_turn_begins_an_answer_and_a_mark_within_an_answer_begins_none():
+    mark, end = 7, 8
+    conversation = [3, 4, mark, 9, 5, end, 3, mark, 6, end, 3, 4, mark, end, 0, 0]
+    drawn = [3, mark, 9, mark, 5, end, end, 3, mark, mark, 6, 0, 0, 0, 0, 0]  # marks that a policy drew
+    nobody = [3, end, 4, end, 0, 5, 6, 3, 4, 5, 6, 3, 4, 5, 6, 0]
+    begins = answer_begins(torch.tensor([conversation, drawn, nobody]), mark)
+    assert begins.nonzero().tolist() == [[0, 2], [0, 7], [0, 12], [1, 1], [1, 8]]
+
+
+HISTORIES = [[], [("Tell me of gold.", "Its symbol is Au.")], [("Hi!", "Hello!"), ("?", ""), ("Why", "So.")]]
+
+
+def test_of_several_turns_only_the_last_answer_is_surprising():
+    decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128).eval()
+    nn.init.normal_(decoder.head.weight, std=0.3)
+    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    for question, answer in (("Peru?", "Lima."), ("Peru?", "")):
+        prompts = [encode_prompt(BYTES, question, history) for history in HISTORIES]
+        reply = encode_answer(BYTES, answer)
+        tokens, _ = pad_right([prompt + reply for prompt in prompts], 128)
+        with torch.no_grad():
+            found = model._surprise(tokens, decoder.hidden(tokens))
+            for row, prompt in enumerate(prompts):
+                logarithms = decoder(torch.tensor([prompt + reply]))[0].log_softmax(dim=-1)
+                own = [-logarithms[len(prompt) + t - 1, token].item() for t, token in enumerate(reply)]
+                assert not found[row, len(prompt) - 1].any()
+                for t in range(len(reply)):
+                    expected = [max(own[: t + 1]), sum(own[: t + 1]) / (t + 1)]
+                    assert found[row, len(prompt) + t].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_turn_is_as_surprising_as_if_the_conversation_ended_with_it():
+    decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128)
+    nn.init.normal_(decoder.head.weight, std=0.3)
+    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    user = BYTES.special[USER]
+    whole = torch.tensor([encode_prompt(BYTES, "Peru?", HISTORIES[2]) + encode_answer(BYTES, "Lima.")])
+    values = model.values(whole)[0]
+    for place in [place for place, token in enumerate(whole[0].tolist()) if token == user][1:]:
+        begun = whole[:, :place]
+        assert begun[0, -1] == BYTES.special[END]
+        torch.testing.assert_close(model(begun, torch.tensor([place]))[0], values[place - 1], rtol=0, atol=1e-4)
+
+
+def test_a_policy_cannot_hide_what_it_said_behind_a_mark_of_its_own():
+    answer_start, decoder = 7, tiny_decoder()
+    nn.init.normal_(decoder.head.weight)
+    model = RewardModel(decoder, answer_start)
+    sequence = [3, 4, answer_start, 9, 5, answer_start, 8]
+    with torch.no_grad():
+        found = model._surprise(torch.tensor([sequence]), decoder.hidden(torch.tensor([sequence])))[0, -1]
+    own = surprises(decoder, sequence, answer_start)
+    torch.testing.assert_close(found, torch.stack((own.max(), own.mean())).detach(), rtol=0, atol=1e-5)
 
 
 # --- The loss ------------------------------------------------------------------------------------
