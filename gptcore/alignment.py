@@ -138,7 +138,7 @@ def ballots_dpo_loss(model: Decoder, ballots: Sequence[ReferencedBallot], beta: 
         for start, ballot in zip(starts, ballots, strict=False)  # one start more: the end
         for winner, loser in ballot.votes
     ]
-    winners, losers = torch.tensor(votes, device=own.device).T
+    winners, losers = torch.tensor(votes, dtype=torch.long, device=own.device).view(-1, 2).T
     return dpo_loss(own[winners], own[losers], reference[winners], reference[losers], beta)
 
 
@@ -232,13 +232,24 @@ def group_advantages(scores: Tensor) -> Tensor:
     that nearly agrees counts as much as one that differs widely, a bias that arXiv 2503.20783 criticises.
 
     Args:
-        scores: `(P, G)`.
+        scores: `(P, G)`, G at least 2.
 
     Returns:
         `(P, G)`; mean 0 and variance 1 in each row.
+
+    Raises:
+        ValueError: if G is less than 2.
     """
+    _check_group(scores.shape[1])
     centred = scores - scores.mean(dim=1, keepdim=True)
+    # Of equals exactly 0: what rounding leaves would be scaled up.
+    centred = centred.masked_fill(scores.amin(dim=1, keepdim=True) == scores.amax(dim=1, keepdim=True), 0.0)
     return centred / ((centred**2).mean(dim=1, keepdim=True) + 1e-8).sqrt()
+
+
+def _check_group(size: int) -> None:
+    if size < 2:
+        raise ValueError(f"a group needs at least 2 answers to compare, got {size}")
 
 
 def leave_one_out_advantages(scores: Tensor) -> Tensor:
@@ -252,7 +263,11 @@ def leave_one_out_advantages(scores: Tensor) -> Tensor:
 
     Returns:
         `(P, G)`.
+
+    Raises:
+        ValueError: if G is less than 2.
     """
+    _check_group(scores.shape[1])
     others = scores.shape[1] - 1
     return scores - (scores.sum(dim=1, keepdim=True) - scores) / others
 
@@ -298,7 +313,12 @@ def reinforce_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
     Args:
         log_probabilities: `(N,)` of whole answers, under the policy that drew them.
         advantages: `(N,)`.
+
+    Raises:
+        ValueError: if there are no answers.
     """
+    if len(advantages) == 0:
+        raise ValueError("there is no answer to learn from: draw at least one")
     return -(advantages * log_probabilities).mean()
 
 
@@ -371,8 +391,7 @@ class GroupConfig:
     def __post_init__(self) -> None:
         if self.method not in ("grpo", "reinforce"):
             raise ValueError(f"unknown method {self.method!r}: choose 'grpo' or 'reinforce'")
-        if self.group_size < 2:
-            raise ValueError(f"a group needs at least 2 answers to compare, got {self.group_size}")
+        _check_group(self.group_size)
 
 
 class GroupDiagnostics(NamedTuple):
@@ -565,11 +584,18 @@ def best_of_n(
 
     Returns:
         an answer's ids for each prompt.
+
+    Raises:
+        ValueError: if n is less than 1, or a reward is no number.
     """
+    if n < 1:
+        raise ValueError(f"the best is chosen of at least 1 answer, got n = {n}")
     prompts, end = repeated(prompt_ids, n), tokenizer.special[END]
     answers = generate(model, prompts, SamplingConfig(), end, generator_for(seed))
     scores = score(reward_model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    unfinished = torch.tensor([answer[-1] != end for answer in answers])
+    if scores.isnan().any():
+        raise ValueError("a reward is not a number: train the reward model again, with a lower learning rate")
+    unfinished = torch.tensor([answer[-1] != end for answer in answers], dtype=torch.bool)
     best = scores.masked_fill(unfinished, -math.inf).view(-1, n).argmax(dim=1)
     return [answers[group * n + index] for group, index in enumerate(best.tolist())]
 

@@ -140,13 +140,14 @@ class RewardModel(nn.Module):
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Negative log-likelihood of the votes: mean of -log sigmoid(r_chosen - r_rejected).
+    """Negative log-likelihood of the votes: mean of -log sigmoid(r_chosen - r_rejected); 0 where nobody voted.
 
     Args:
         chosen: `(N,)` rewards of the answers that won.
         rejected: `(N,)` rewards of those that lost.
     """
-    return -F.logsigmoid(chosen - rejected).mean()
+    margins = chosen - rejected
+    return -F.logsigmoid(margins).mean() if len(margins) else margins.sum()  # the mean of nothing is NaN
 
 
 # --- Comparisons ---------------------------------------------------------------------------------
@@ -294,6 +295,9 @@ class BallotBatches:
         ballots: what to learn from.
         batch_size: ballots in a batch.
         seed: of the order.
+
+    Raises:
+        ValueError: if there are too few ballots for a batch, or no votes on any.
     """
 
     def __init__(self, ballots: Sequence[Ballot], batch_size: int, seed: int) -> None:
@@ -301,6 +305,8 @@ class BallotBatches:
         self.per_epoch = len(ballots) // batch_size
         if self.per_epoch == 0:
             raise ValueError(f"{len(ballots)} ballots are too few for batches of {batch_size}")
+        if not any(ballot.votes for ballot in ballots):
+            raise ValueError("nobody has voted on these ballots: there is nothing to learn from them")
         self._epoch, self._batches = -1, []
 
     def __call__(self, step: int) -> list[Ballot]:
@@ -354,10 +360,22 @@ def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: in
 
 
 def normalise(model: RewardModel, sequences: Sequence[Sequence[int]]) -> None:
-    """Give rewards mean 0 and deviation 1 on these conversations, samples of the reference policy."""
+    """Give rewards mean 0 and deviation 1 on these conversations, samples of the reference policy.
+
+    If all of them get the same reward, the scale stays as it was: there is nothing to measure it by.
+
+    Raises:
+        ValueError: if there are fewer than two conversations, or a reward is no finite number; nothing is changed.
+    """
+    if len(sequences) < 2:
+        raise ValueError(f"a deviation needs the rewards of at least 2 conversations, got {len(sequences)}")
     rewards = score(model, sequences)
+    if not rewards.isfinite().all():
+        raise ValueError("a reward is no finite number: train the reward model again, with a lower learning rate")
     model.mean += model.deviation * rewards.mean()
-    model.deviation *= rewards.std().clamp(min=1e-6)
+    deviation = rewards.std()
+    if deviation > 1e-6:  # what is less comes from rounding
+        model.deviation *= deviation
 
 
 def pair_accuracy(model: RewardModel, tokenizer: Tokenizer, ballots: Sequence[Ballot]) -> list[bool]:

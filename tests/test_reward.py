@@ -239,6 +239,18 @@ def test_the_preference_loss_of_a_far_apart_pair_is_finite():
     assert loss.item() == pytest.approx(1e4)
 
 
+def test_where_nobody_voted_the_loss_is_0_and_so_are_its_gradients():
+    chosen, rejected = torch.zeros(0, requires_grad=True), torch.zeros(0)
+    loss = preference_loss(chosen, rejected)
+    assert loss.item() == 0
+    loss.backward()
+    model = RewardModel(tiny_decoder(), 1)
+    loss = reward_loss(model, [Ballot(Prompt("?", "en", "talk", ("!",)), [9], [[3]], [])])
+    loss.backward()
+    assert loss.item() == 0
+    assert not model.head.weight.grad.any()
+
+
 def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
     model = RewardModel(tiny_decoder(), 1)
     prompt = Prompt("?", "en", "talk", ("!",))
@@ -461,6 +473,13 @@ def test_too_few_ballots_for_a_batch_are_refused():
         BallotBatches(numbered_ballots(3), 4, 0)
 
 
+def test_ballots_without_any_vote_are_refused():
+    pairs = [Ballot(Prompt("?", "en", "talk", ("!",)), [0], [[1], [2]], [])] * 4
+    with pytest.raises(ValueError, match="nobody has voted"):
+        BallotBatches(pairs, 2, 0)
+    assert len(BallotBatches([*pairs, *numbered_ballots(1)], 2, 0)(0)) == 2
+
+
 # --- Scores --------------------------------------------------------------------------------------
 
 
@@ -488,6 +507,43 @@ def test_normalised_rewards_have_mean_0_and_deviation_1_and_keep_their_order():
         assert after.mean().item() == pytest.approx(0, abs=1e-5)
         assert after.std().item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(after, (before - before.mean()) / before.std(), rtol=0, atol=1e-4)
+
+
+class Gives(RewardModel):
+    """Gives the rewards of a list, whatever it reads."""
+
+    rewards = ()
+
+    def forward(self, tokens, lengths):  # noqa: ARG002
+        return (torch.tensor(self.rewards)[: len(lengths)] - self.mean) / self.deviation
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([], "at least 2 conversations, got 0"),
+        ([1.0], "at least 2 conversations, got 1"),
+        ([1.0, math.nan], "no finite number"),
+        ([math.inf, 0.0], "no finite number"),
+        ([math.nan] * 3, "no finite number"),
+    ],
+)
+def test_rewards_that_have_no_deviation_are_refused_and_change_nothing(rewards, message):
+    model = Gives(tiny_decoder(), 1)
+    model.rewards = rewards
+    with pytest.raises(ValueError, match=message):
+        normalise(model, [[1, 2]] * len(rewards))
+    assert (model.mean.item(), model.deviation.item()) == (0, 1)
+
+
+@pytest.mark.parametrize("reward", [0.0, -3.3, 1e4])
+def test_equal_rewards_become_0_and_keep_the_scale(reward):
+    model = Gives(tiny_decoder(), 1)
+    for rewards in ([1.0, 3.0], [reward] * 2):
+        model.rewards = rewards
+        normalise(model, [[1, 2]] * 2)
+    assert model.deviation.item() == pytest.approx(math.sqrt(2))
+    assert score(model, [[1, 2]] * 2).tolist() == pytest.approx([0, 0], abs=1e-6 * (1 + abs(reward)))
 
 
 def test_normalising_changes_values_alike_and_is_part_of_the_saved_model():
