@@ -31,7 +31,7 @@ from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.machine import autocast, gradient_scaler
 from gptcore.ppo import answer_mask, kl_estimate, masked_mean, policy_loss, token_log_probabilities
-from gptcore.reward import Ballot, BallotBatches, RewardModel, pad_right, preference_loss, score
+from gptcore.reward import Ballot, BallotBatches, RewardModel, answer_begins, pad_right, preference_loss, score
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import (
     Trainer,
@@ -138,7 +138,7 @@ def ballots_dpo_loss(model: Decoder, ballots: Sequence[ReferencedBallot], beta: 
         for start, ballot in zip(starts, ballots, strict=False)  # one start more: the end
         for winner, loser in ballot.votes
     ]
-    winners, losers = torch.tensor(votes, device=own.device).T
+    winners, losers = torch.tensor(votes, dtype=torch.long, device=own.device).view(-1, 2).T
     return dpo_loss(own[winners], own[losers], reference[winners], reference[losers], beta)
 
 
@@ -209,9 +209,15 @@ class ImplicitReward(nn.Module):
         return self.policy.device
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Rewards `(B,)` of whole conversations `(B, T)` of `lengths` `(B,)`, padded on the right with anything."""
-        prompt_lengths = (tokens == self.answer_start).int().argmax(dim=1) + 1
-        mask = answer_mask(lengths.cpu(), prompt_lengths.cpu(), tokens.shape[1]).to(tokens.device)
+        """Rewards `(B,)` of the last answers of conversations `(B, T)` of `lengths` `(B,)`.
+
+        Padded on the right with anything.
+        """
+        begins = answer_begins(tokens, self.answer_start).long()
+        number = begins.cumsum(dim=1)  # of the answer that each token belongs to, its mark included
+        last = number.gather(1, lengths[:, None] - 1)  # (B, 1)
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        mask = ((number - begins == last) & (last > 0) & real)[:, 1:]  # column t is about the choice of token t + 1
         own, other = (sequence_log_probabilities(model, tokens, mask) for model in (self.policy, self.reference))
         return implicit_reward(own, other, self.beta)
 
@@ -226,13 +232,24 @@ def group_advantages(scores: Tensor) -> Tensor:
     that nearly agrees counts as much as one that differs widely, a bias that arXiv 2503.20783 criticises.
 
     Args:
-        scores: `(P, G)`.
+        scores: `(P, G)`, G at least 2.
 
     Returns:
         `(P, G)`; mean 0 and variance 1 in each row.
+
+    Raises:
+        ValueError: if G is less than 2.
     """
+    _check_group(scores.shape[1])
     centred = scores - scores.mean(dim=1, keepdim=True)
+    # Of equals exactly 0: what rounding leaves would be scaled up.
+    centred = centred.masked_fill(scores.amin(dim=1, keepdim=True) == scores.amax(dim=1, keepdim=True), 0.0)
     return centred / ((centred**2).mean(dim=1, keepdim=True) + 1e-8).sqrt()
+
+
+def _check_group(size: int) -> None:
+    if size < 2:
+        raise ValueError(f"a group needs at least 2 answers to compare, got {size}")
 
 
 def leave_one_out_advantages(scores: Tensor) -> Tensor:
@@ -246,7 +263,11 @@ def leave_one_out_advantages(scores: Tensor) -> Tensor:
 
     Returns:
         `(P, G)`.
+
+    Raises:
+        ValueError: if G is less than 2.
     """
+    _check_group(scores.shape[1])
     others = scores.shape[1] - 1
     return scores - (scores.sum(dim=1, keepdim=True) - scores) / others
 
@@ -292,7 +313,12 @@ def reinforce_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
     Args:
         log_probabilities: `(N,)` of whole answers, under the policy that drew them.
         advantages: `(N,)`.
+
+    Raises:
+        ValueError: if there are no answers.
     """
+    if len(advantages) == 0:
+        raise ValueError("there is no answer to learn from: draw at least one")
     return -(advantages * log_probabilities).mean()
 
 
@@ -365,8 +391,7 @@ class GroupConfig:
     def __post_init__(self) -> None:
         if self.method not in ("grpo", "reinforce"):
             raise ValueError(f"unknown method {self.method!r}: choose 'grpo' or 'reinforce'")
-        if self.group_size < 2:
-            raise ValueError(f"a group needs at least 2 answers to compare, got {self.group_size}")
+        _check_group(self.group_size)
 
 
 class GroupDiagnostics(NamedTuple):
@@ -559,11 +584,18 @@ def best_of_n(
 
     Returns:
         an answer's ids for each prompt.
+
+    Raises:
+        ValueError: if n is less than 1, or a reward is no number.
     """
+    if n < 1:
+        raise ValueError(f"the best is chosen of at least 1 answer, got n = {n}")
     prompts, end = repeated(prompt_ids, n), tokenizer.special[END]
     answers = generate(model, prompts, SamplingConfig(), end, generator_for(seed))
     scores = score(reward_model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    unfinished = torch.tensor([answer[-1] != end for answer in answers])
+    if scores.isnan().any():
+        raise ValueError("a reward is not a number: train the reward model again, with a lower learning rate")
+    unfinished = torch.tensor([answer[-1] != end for answer in answers], dtype=torch.bool)
     best = scores.masked_fill(unfinished, -math.inf).view(-1, n).argmax(dim=1)
     return [answers[group * n + index] for group, index in enumerate(best.tolist())]
 

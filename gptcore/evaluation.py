@@ -57,8 +57,11 @@ def windows(tokens: Sequence[int], context_length: int, batch_size: int = 32) ->
     """Cut a text into neighbouring windows, so that every token but the first is predicted once.
 
     Yields:
-        inputs and targets, `(B, context_length)`; the last window is filled up with `IGNORED` targets.
+        inputs and targets, `(B, context_length)`; the last window is filled up with `IGNORED` targets. Nothing, if
+        there are fewer than two tokens.
     """
+    if len(tokens) < 2:
+        return
     inputs, targets = list(tokens[:-1]), list(tokens[1:])
     missing = -len(inputs) % context_length
     inputs, targets = inputs + [0] * missing, targets + [IGNORED] * missing
@@ -79,7 +82,12 @@ def bits_per_byte(model: nn.Module, tokens: Sequence[int], text_bytes: int) -> f
         model: a `Decoder`.
         tokens: the whole text's ids.
         text_bytes: length of the text in UTF-8.
+
+    Raises:
+        ValueError: if nothing is there to evaluate.
     """
+    if text_bytes < 1:
+        raise ValueError(f"bits are counted for each byte of a text, got {text_bytes} bytes")
     loss, count = mean_loss(model, windows(tokens, model.config.context_length))
     return loss * count / math.log(2) / text_bytes
 
@@ -105,11 +113,13 @@ def share(successes: Sequence[float]) -> Share:
     Unlike mean +- 1.96 standard errors it stays within [0, 1], and it is honest at 0 and 1.
 
     Raises:
-        ValueError: if there are no values.
+        ValueError: if there are no values, or others than that.
     """
     n = len(successes)
     if n == 0:
         raise ValueError("a share of nothing is undefined: give at least one value")
+    if not all(0 <= value <= 1 for value in successes):
+        raise ValueError("a share is a mean of values between 0 and 1: give True or False, or parts of a success")
     p, z = sum(successes) / n, 1.959964
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

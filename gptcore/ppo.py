@@ -107,10 +107,24 @@ def generalised_advantages(
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale to mean 0 and variance 1 over the mask; 0 elsewhere."""
+    """Shift and scale to mean 0 and variance 1 over the mask; 0 elsewhere, and everywhere if all are equal."""
+    chosen = values[mask]
+    if len(chosen) == 0 or chosen.min() == chosen.max():  # rounding of the mean would be scaled up to a signal
+        return torch.zeros_like(values)
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     return ((values - mean) / (variance + 1e-8).sqrt()).masked_fill(~mask, 0.0)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Share of the returns' variance that the values foresaw.
+
+    1 is perfect, 0 no better than a constant, and so it is where the returns do not vary.
+    """
+    chosen = returns[mask]
+    if len(chosen) < 2 or chosen.min() == chosen.max():
+        return 0.0
+    return 1 - ((returns - values)[mask].var() / chosen.var()).item()
 
 
 def policy_loss(
@@ -140,7 +154,12 @@ def adapt_kl_coefficient(coefficient: float, kl: float, target: float, samples: 
         kl: KL of the answers to the reference, summed over tokens, mean over answers, in nats.
         target: wanted KL.
         samples: answers seen since the last change.
+
+    Raises:
+        ValueError: if the target is not above 0, or the KL is no number.
     """
+    if not target > 0 or math.isnan(kl):
+        raise ValueError(f"beta is adapted to a KL and a target above 0, got {kl} and {target}")
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * samples / 10_000)
 
@@ -209,7 +228,13 @@ def kl_of_answers(
     answers: Sequence[Sequence[int]],
     batch_size: int = 64,
 ) -> float:
-    """KL of the policy to the reference on sampled answers: summed over each answer, mean over answers, in nats."""
+    """KL of the policy to the reference on sampled answers: summed over each answer, mean over answers, in nats.
+
+    Raises:
+        ValueError: if there are no answers.
+    """
+    if not answers:
+        raise ValueError("the KL is a mean over answers: give at least one")
     total = 0.0
     for start in range(0, len(answers), batch_size):
         rows = range(start, min(start + batch_size, len(answers)))
@@ -280,7 +305,7 @@ class Diagnostics(NamedTuple):
     clip_fraction: float
     """Share of tokens whose ratio left the clip range, whether or not the advantage made the clip act."""
     explained_variance: float
-    """Of the returns, by the values; 1 is perfect, 0 no better than a constant."""
+    """Of the returns, by the values: see the function of that name."""
     finished: float
     """Share of answers that ended properly."""
     length: float
@@ -409,8 +434,7 @@ class PPO:
             entropy=-masked_mean(rollout.log_probabilities, rollout.mask).item(),
             approximate_kl=approximate_kl / updates,
             clip_fraction=clipped / updates,
-            explained_variance=1
-            - ((returns - rollout.values)[rollout.mask].var() / returns[rollout.mask].var()).item(),
+            explained_variance=explained_variance(rollout.values, returns, rollout.mask),
             finished=rollout.finished.float().mean().item(),
             length=rollout.mask.sum(1).float().mean().item(),
             kl_coefficient=self.kl_coefficient,

@@ -35,13 +35,32 @@ from gptcore.finetuning import (
 )
 from gptcore.generation import SamplingConfig, generate
 from gptcore.machine import autocast
-from gptcore.tokenizer import END, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import few_shapes, generator_for, language_model_loss
 
 VOTE_SHARPNESS = 6.0
 """Beta of the voters: a difference of 0.2 in gold (one point of manners) wins 77 % of the votes."""
 
 # --- The model -----------------------------------------------------------------------------------
+
+_FROM_START_TO_END = SPECIAL_TOKENS.index(END) - SPECIAL_TOKENS.index(ASSISTANT)
+
+
+def answer_begins(tokens: Tensor, answer_start: int) -> Tensor:
+    """At which tokens an answer begins: the first mark of the assistant, and the first after each end of an answer.
+
+    A mark within an answer begins no other: a policy may draw one, and would hide behind it what it said before.
+
+    Args:
+        tokens: `(B, T)` ids.
+        answer_start: id of the assistant's mark; that of the end token has its place beside it in every vocabulary.
+
+    Returns:
+        `(B, T)` bool, True at the marks; the answers' own tokens come after them.
+    """
+    is_mark, is_end = tokens == answer_start, tokens == answer_start + _FROM_START_TO_END
+    marks = is_mark.long().cumsum(dim=1)
+    return is_mark & (marks - (marks * is_end).cummax(dim=1).values == 1)  # the first since the last end
 
 
 class RewardModel(nn.Module):
@@ -86,15 +105,26 @@ class RewardModel(nn.Module):
         return (values.float() - self.mean) / self.deviation
 
     def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """Largest and mean surprise of the answer's tokens so far, in nats: `(B, T, 2)`, 0 in the prompt."""
-        said = (tokens == self.answer_start).long().cumsum(dim=1).bool()[:, :-1]  # token t + 1 is of the answer
-        answer = features[:, :-1][said]
+        """Largest and mean surprise of the latest answer's tokens so far, in nats: `(B, T, 2)`, 0 before the first.
+
+        In a conversation of several turns earlier answers and later questions are context, and not judged.
+        """
+        begins = answer_begins(tokens, self.answer_start)
+        latest = begins.long().cumsum(dim=1)  # which answer each token belongs to, its mark included
+        said = latest - begins.long()  # the mark not included
+        spoken = said[:, 1:] > 0
+        answer = features[:, :-1][spoken]
         logarithms = self.trunk.head(few_shapes(answer))[: len(answer)].float().log_softmax(dim=-1)
-        chosen = logarithms.gather(1, tokens[:, 1:][said][:, None]).squeeze(1)
-        own = torch.zeros(said.shape, device=tokens.device).masked_scatter(said, -chosen)
-        count = said.long().cumsum(dim=1).clamp(min=1)
-        both = torch.stack((own.cummax(dim=1).values, own.cumsum(dim=1) / count), dim=-1)
-        return F.pad(both, (0, 0, 1, 0))
+        chosen = logarithms.gather(1, tokens[:, 1:][spoken][:, None]).squeeze(1)
+        own = torch.zeros(spoken.shape, device=tokens.device).masked_scatter(spoken, -chosen)
+        own = F.pad(own, (1, 0))  # (B, T), the surprise of each token
+        both = torch.zeros(*own.shape, 2, device=tokens.device)
+        for number in range(1, int(latest.max()) + 1):
+            surprise = own.masked_fill(said != number, 0.0)
+            count = (said == number).long().cumsum(dim=1).clamp(min=1)
+            so_far = torch.stack((surprise.cummax(dim=1).values, surprise.cumsum(dim=1) / count), dim=-1)
+            both = torch.where((latest == number)[..., None], so_far, both)
+        return both
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Rewards of whole conversations, read at the last real token.
@@ -110,13 +140,14 @@ class RewardModel(nn.Module):
 
 
 def preference_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Negative log-likelihood of the votes: mean of -log sigmoid(r_chosen - r_rejected).
+    """Negative log-likelihood of the votes: mean of -log sigmoid(r_chosen - r_rejected); 0 where nobody voted.
 
     Args:
         chosen: `(N,)` rewards of the answers that won.
         rejected: `(N,)` rewards of those that lost.
     """
-    return -F.logsigmoid(chosen - rejected).mean()
+    margins = chosen - rejected
+    return -F.logsigmoid(margins).mean() if len(margins) else margins.sum()  # the mean of nothing is NaN
 
 
 # --- Comparisons ---------------------------------------------------------------------------------
@@ -264,6 +295,9 @@ class BallotBatches:
         ballots: what to learn from.
         batch_size: ballots in a batch.
         seed: of the order.
+
+    Raises:
+        ValueError: if there are too few ballots for a batch, or no votes on any.
     """
 
     def __init__(self, ballots: Sequence[Ballot], batch_size: int, seed: int) -> None:
@@ -271,6 +305,8 @@ class BallotBatches:
         self.per_epoch = len(ballots) // batch_size
         if self.per_epoch == 0:
             raise ValueError(f"{len(ballots)} ballots are too few for batches of {batch_size}")
+        if not any(ballot.votes for ballot in ballots):
+            raise ValueError("nobody has voted on these ballots: there is nothing to learn from them")
         self._epoch, self._batches = -1, []
 
     def __call__(self, step: int) -> list[Ballot]:
@@ -324,10 +360,22 @@ def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: in
 
 
 def normalise(model: RewardModel, sequences: Sequence[Sequence[int]]) -> None:
-    """Give rewards mean 0 and deviation 1 on these conversations, samples of the reference policy."""
+    """Give rewards mean 0 and deviation 1 on these conversations, samples of the reference policy.
+
+    If all of them get the same reward, the scale stays as it was: there is nothing to measure it by.
+
+    Raises:
+        ValueError: if there are fewer than two conversations, or a reward is no finite number; nothing is changed.
+    """
+    if len(sequences) < 2:
+        raise ValueError(f"a deviation needs the rewards of at least 2 conversations, got {len(sequences)}")
     rewards = score(model, sequences)
+    if not rewards.isfinite().all():
+        raise ValueError("a reward is no finite number: train the reward model again, with a lower learning rate")
     model.mean += model.deviation * rewards.mean()
-    model.deviation *= rewards.std().clamp(min=1e-6)
+    deviation = rewards.std()
+    if deviation > 1e-6:  # what is less comes from rounding
+        model.deviation *= deviation
 
 
 def pair_accuracy(model: RewardModel, tokenizer: Tokenizer, ballots: Sequence[Ballot]) -> list[bool]:

@@ -35,6 +35,12 @@ def keep_picture(output: nbformat.NotebookNode) -> None:
             data.pop(kind, None)
 
 
+def only_runs(output: nbformat.NotebookNode) -> bool:
+    """Whether an output holds nothing but a view that needs its kernel; its picture is an output of its own."""
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data and "image/png" not in data
+
+
 def execute(path: Path, store: bool = True) -> tuple[float, float]:
     """Run one notebook in its own folder, save it if asked to, and return seconds and gigabytes that it took."""
     notebook = nbformat.read(path, as_version=4)
@@ -58,7 +64,7 @@ def execute(path: Path, store: bool = True) -> tuple[float, float]:
         if cell.cell_type != "code":
             continue
         # What a library warns or logs depends on the machine; the reader's own prints stay.
-        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr" and not only_runs(out)]
         for output in cell.outputs:
             keep_picture(output)
     notebook.metadata = nbformat.from_dict(

@@ -222,6 +222,14 @@ def test_dpo_is_reward_modelling_with_the_implicit_reward_for_the_reward():
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_ballots_on_which_nobody_voted_give_dpo_a_loss_of_0():
+    model = tiny_decoder()
+    loss = ballots_dpo_loss(model, with_reference(tiny_decoder(1), UNEVEN[1:2]), 0.3)
+    assert loss.item() == 0
+    loss.backward()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_a_step_of_dpo_raises_what_won_and_lowers_what_lost():
     model = tiny_decoder()
     ballots = with_reference(model, [Ballot(NOTHING, [7, 4, 5], [[0, 0, 6], [1, 1, 6], [2, 3, 6]], [(1, 2)])])
@@ -269,6 +277,24 @@ def test_the_implicit_reward_grades_as_worked_out_token_by_token_and_is_0_at_the
     sequences = [prompt + answer for prompt, answer in pairs]
     assert score(ImplicitReward(model, reference, 0.3, ANSWER), sequences).tolist() == pytest.approx(expected, abs=1e-4)
     assert score(ImplicitReward(model, copy.deepcopy(model), 0.3, ANSWER), sequences).tolist() == [0.0] * len(pairs)
+
+
+def test_the_implicit_reward_of_several_turns_is_that_of_the_last_answer():
+    model, reference = tiny_decoder(0), tiny_decoder(1)
+    grader = ImplicitReward(model, reference, 0.3, ANSWER)
+    pairs = [
+        ([7, 4, 5], [1, 1, 6]),
+        ([7, 4, 5, 2, 6, 7, 3, 5], [1, 1, 6]),  # STOP ends the first answer
+        ([7, 4, 5, 6, 7, 3, 5, 0, 0, 6, 7, 5], [2]),
+        ([7, 4, 5], [1, 5, 1, 6]),  # a mark that the policy drew
+    ]
+    expected = [
+        0.3 * (slow_log_probabilities(model, *pair).sum() - slow_log_probabilities(reference, *pair).sum()).item()
+        for pair in pairs
+    ]
+    sequences = [prompt + answer for prompt, answer in pairs]
+    assert score(grader, sequences).tolist() == pytest.approx(expected, abs=1e-4)
+    assert score(grader, [[7, 4, 5, 2, 6, 7, 3, 5]]).tolist() == [0]  # nobody has answered the last question yet
 
 
 def implicit_accuracy(model, reference, ballots):
@@ -366,6 +392,21 @@ def test_leave_one_out_advantages_as_worked_out_by_hand():
     expected = torch.tensor([[-3.0, -1.5, 4.5], [-1.5, -1.5, 3.0]])
     torch.testing.assert_close(leave_one_out_advantages(scores), expected)
     assert leave_one_out_advantages(torch.tensor([[1.0, 5.0]])).tolist() == [[-4.0, 4.0]]
+
+
+@pytest.mark.parametrize("advantages", [group_advantages, leave_one_out_advantages])
+def test_groups_of_equals_have_no_advantages_and_a_group_of_one_is_refused(advantages):
+    for value in (0.1, -3.3e6):
+        assert advantages(torch.full((4, 3), value)).abs().max() <= 1e-6 * abs(value)
+    assert advantages(torch.zeros(0, 4)).shape == (0, 4)
+    for size in (0, 1):
+        with pytest.raises(ValueError, match=f"at least 2 answers to compare, got {size}"):
+            advantages(torch.zeros(3, size))
+
+
+def test_equals_get_no_push_from_grpo_whatever_rounding_leaves():
+    for value in (0.1, 0.7, -3.3e6):
+        assert not group_advantages(torch.full((2, 7), value)).any()
 
 
 @pytest.mark.parametrize("advantages", [group_advantages, leave_one_out_advantages])
@@ -916,6 +957,16 @@ def test_the_more_answers_are_drawn_the_better_is_the_best():
         grades = [answer.count(WANTED) if answer[-1] == STOP else -1 for answer in answers]
         means.append(sum(grades) / len(grades))
     assert means[0] + 0.5 < means[1] < means[2] - 0.5
+
+
+def test_the_best_of_none_and_of_rewards_that_are_no_numbers_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="at least 1 answer, got n = 0"):
+        best_of_n(TALKATIVE, None, Letters(), PROMPTS, 0)
+    monkeypatch.setattr(alignment, "score", lambda _, sequences: torch.full((len(sequences),), math.nan))
+    with pytest.raises(ValueError, match="not a number"):
+        best_of_n(TALKATIVE, None, Letters(), PROMPTS, 2)
+    with pytest.raises(ValueError, match="at least one"):
+        reinforce_loss(torch.zeros(0), torch.zeros(0))
 
 
 def exact_best_of_n_kl(probabilities, n):

@@ -12,11 +12,13 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
 
 import pytest
-from lab import CHROMIUM, ROOT, Error, expect, jupyter_lab, opened, sync_playwright, write_notebook
+from lab import CHROMIUM, ROOT, TOKEN, Error, expect, jupyter_lab, opened, sync_playwright, write_notebook
 
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 REQUIRED = os.environ.get("GPTCORE_BROWSER") == "required"
@@ -505,3 +507,84 @@ def test_a_chapter_opens_with_its_pictures_and_its_view_runs(page, chapter):
         assert opened.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
         root.screenshot(path=SCREENSHOTS / f"{chapter}.png")
         page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+# --- Where no view runs --------------------------------------------------------------------------
+
+PICTURES = [
+    "import math\nfrom gptcore.checkpoint import SHIPPED, load_stage\nfrom gptcore.training import StepReport\n"
+    "from gptcore.widgets import MaskInspector, PipelineMap, TrainingDashboard",
+    "MaskInspector(load_stage('sft', SHIPPED)[1])",
+    "dashboard = TrainingDashboard()\nfor i in range(1, 41):\n"
+    "    norm = math.inf if i % 5 == 1 else math.nan if i == 20 else 1 + i / 40\n"
+    "    dashboard(StepReport(i, 40, 3 / i if i % 9 else math.inf, norm, 1.0, 0.01))\nprint('done')",
+    "display(PipelineMap(SHIPPED / 'report.json'))\nprint('after')",
+]
+RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
+
+
+@pytest.fixture(scope="module")
+def pictures(page, notebooks):
+    """A page on a notebook of three views, all of its cells run, and its address."""
+    write_notebook(notebooks / "pictures.ipynb", PICTURES)
+    lab = page.url.split("/lab")[0]
+    address = f"{lab}/lab/workspaces/pictures/tree/pictures.ipynb?token={TOKEN}&reset"
+    other = page.context.browser.new_context(viewport={"width": 1200, "height": 2400}).new_page()
+    other.goto(address)
+    other.wait_for_function(_OPENED, arg="pictures.ipynb", timeout=600_000)
+    other.evaluate(RUN_ALL)
+    expect(other.locator("section.gptcore[data-drawn]")).to_have_count(3)
+    return other, address
+
+
+def test_a_running_view_hides_the_picture_that_stands_in_its_place(pictures):
+    page, _ = pictures
+    expect(page.get_by_text("after", exact=True)).to_be_visible()
+    assert page.locator("[data-gptcore] img").count() == 3
+    assert page.locator("[data-gptcore]:visible").count() == 0
+    outputs = page.locator(".jp-OutputArea-child:visible")
+    assert outputs.count() == 3 + 2  # the views and two printed lines: nothing empty is left of the pictures
+    page.screenshot(path=SCREENSHOTS / "pictures-live.png")
+
+
+def test_a_chart_leaves_gaps_where_a_number_is_not_finite(pictures):
+    page, _ = pictures
+    norm = page.locator('section.gptcore[aria-label="Training dashboard"] svg.chart').last
+    assert norm.get_attribute("aria-label") == "gradient norm. gradient norm: from 1.05 to 2"
+    drawn = norm.locator("path.line").get_attribute("d")
+    assert "NaN" not in drawn
+    assert drawn.count("M") == 8  # steps 2 to 5, 7 to 10, 12 to 15, 17 to 19, 22 to 25, ..., 37 to 40
+    assert drawn.count("L") + drawn.count("M") == 40 - 9
+
+
+def test_a_notebook_opened_again_without_its_kernel_shows_the_pictures(pictures, notebooks, page):
+    other, address = pictures
+    other.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    other.wait_for_function("!window.jupyterapp.shell.currentWidget.context.model.dirty")
+    other.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    other.goto(address)
+    expect(other.get_by_text("model not found")).to_have_count(3)  # JupyterLab says so, and nobody sees it
+    assert other.get_by_text("model not found").locator("visible=true").count() == 0
+    assert other.locator("[data-gptcore] img:visible").count() == 3
+    other.screenshot(path=SCREENSHOTS / "pictures-again.png")
+    other.wait_for_function(_OPENED, arg="pictures.ipynb", timeout=600_000)
+    other.evaluate(RUN_ALL)
+    expect(other.locator("section.gptcore[data-drawn]")).to_have_count(3)
+    expect(other.locator("[data-gptcore]:visible")).to_have_count(0)
+
+
+def test_pages_made_of_a_notebook_show_the_pictures_without_a_network(pictures, notebooks, page, tmp_path):
+    fresh, saved = tmp_path / "fresh.ipynb", notebooks / "pictures.ipynb"
+    write_notebook(fresh, PICTURES)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    convert = [sys.executable, "-m", "nbconvert", "--output-dir", str(tmp_path), "--to"]
+    for form, path, *more in (("html", fresh, "--execute"), ("html", saved), ("latex", saved), ("markdown", saved)):
+        subprocess.run([*convert, form, str(path), *more], env=environment, check=True, capture_output=True)
+    for name in ("fresh", "pictures"):
+        other = page.context.browser.new_page(viewport={"width": 1200, "height": 2400})
+        other.goto((tmp_path / f"{name}.html").as_uri())
+        expect(other.locator("[data-gptcore] img:visible")).to_have_count(3)
+        other.screenshot(path=SCREENSHOTS / f"pictures-{name}-html.png")
+        other.close()
+    assert (tmp_path / "pictures.tex").read_text(encoding="utf-8").count(r"\adjustimage{") == 3
+    assert (tmp_path / "pictures.md").read_text(encoding="utf-8").count('src="data:image/png') == 3

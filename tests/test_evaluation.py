@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gptcore.corpus import Entity, Prompt, wordings
+from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.evaluation import (
     bits_per_byte,
     bleu,
@@ -179,6 +180,23 @@ def test_a_share_prints_value_interval_and_count():
 def test_a_share_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="at least one value"):
         share([])
+
+
+@pytest.mark.parametrize("values", [[math.nan], [True, math.inf], [0.5, -0.1], [1.5, 0]])
+def test_a_share_of_what_is_no_success_is_refused(values):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        share(values)
+
+
+@pytest.mark.parametrize("tokens", [[], [3]])
+def test_a_text_without_a_token_to_predict_is_refused(tokens):
+    model = Decoder(DecoderConfig(8, 4, 1, 16, 2))
+    with pytest.raises(ValueError, match="give a longer text"):
+        bits_per_byte(model, tokens, 5)
+    with pytest.raises(ValueError, match="give a longer text"):
+        perplexity(model, windows(tokens, 4))
+    with pytest.raises(ValueError, match="got 0 bytes"):
+        bits_per_byte(model, [1, 2, 3], 0)
 
 
 # --- BLEU ----------------------------------------------------------------------------------------

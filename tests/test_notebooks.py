@@ -7,7 +7,7 @@ import types
 import nbformat
 import pytest
 from check_notebooks import problems
-from execute_notebooks import keep_picture
+from execute_notebooks import keep_picture, only_runs
 from prepare_notebooks import (
     NOTEBOOKS,
     ROOT,
@@ -162,3 +162,12 @@ def test_of_a_view_only_its_picture_is_stored(tmp_path):
     assert set(cell.outputs[0].data) == {"image/png", "text/plain"}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "a.ipynb")
     assert problems(tmp_path / "a.ipynb") == []
+
+
+def test_an_output_that_needs_its_kernel_is_not_stored():
+    live = nbformat.v4.new_output(
+        "display_data", data={"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "a view"}
+    )
+    picture = nbformat.v4.new_output("display_data", data={"image/png": "aaaa", "text/html": "<p>"})
+    assert [only_runs(output) for output in (live, picture)] == [True, False]
+    assert not only_runs(nbformat.v4.new_output("stream", text="a"))

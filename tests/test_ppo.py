@@ -20,6 +20,7 @@ from gptcore.ppo import (
     PPOConfig,
     adapt_kl_coefficient,
     answer_mask,
+    explained_variance,
     generalised_advantages,
     kl_estimate,
     kl_of_answers,
@@ -167,8 +168,33 @@ def test_whitened_values_have_mean_0_and_variance_1_over_the_mask_and_are_0_else
         torch.testing.assert_close(result[mask], (values[mask] - values[mask].mean()) / spread, rtol=0, atol=1e-3)
 
 
-def test_whitening_equal_values_gives_zeros_not_nan():
-    assert not whiten(torch.full((2, 3), 4.0), torch.ones(2, 3, dtype=torch.bool)).any()
+@pytest.mark.parametrize("value", [4.0, 0.1, -3.3e6])  # the mean of many equal float32 numbers is a little off
+def test_whitening_equal_values_gives_zeros_not_nan(value):
+    mask = torch.ones(1000, 3, dtype=torch.bool)
+    assert not whiten(torch.full((1000, 3), value), mask).any()
+    one = torch.zeros(1000, 3, dtype=torch.bool)
+    assert whiten(torch.full((1000, 3), math.nan), one).tolist() == [[0, 0, 0]] * 1000  # of nothing
+    one[4, 1] = True
+    assert not whiten(torch.randn(1000, 3) + value, one).any()
+
+
+def test_the_explained_variance_as_worked_out_by_hand_and_0_where_returns_do_not_vary():
+    mask = torch.tensor([[True, True], [True, False]])
+    returns, values = torch.tensor([[1.0, 2.0], [6.0, 9.0]]), torch.tensor([[1.0, 3.0], [6.0, math.nan]])
+    # variances: of the errors 0, -1, 0 it is 1/3, of the returns 1, 2, 6 it is 7
+    assert explained_variance(values, returns, mask) == pytest.approx(1 - 1 / 21)
+    for few in ([[False, False]] * 2, [[True, False], [False, False]]):
+        assert explained_variance(values, returns, torch.tensor(few)) == 0
+    assert explained_variance(values, torch.full((2, 2), 0.1), mask) == 0
+
+
+def test_a_beta_or_a_kl_of_nothing_is_refused():
+    for kl, target in ((math.nan, 1.0), (1.0, 0.0), (1.0, math.nan)):
+        with pytest.raises(ValueError, match="a KL and a target above 0"):
+            adapt_kl_coefficient(0.1, kl, target, 64)
+    assert adapt_kl_coefficient(0.1, math.inf, 1.0, 10_000) == pytest.approx(0.12)
+    with pytest.raises(ValueError, match="at least one"):
+        kl_of_answers(None, None, [], [])
 
 
 def test_the_policy_loss_as_worked_out_by_hand():

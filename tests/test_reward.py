@@ -20,6 +20,7 @@ from gptcore.reward import (
     Ballot,
     BallotBatches,
     RewardModel,
+    answer_begins,
     collect_ballots,
     normalise,
     pad_right,
@@ -31,7 +32,7 @@ from gptcore.reward import (
     vote,
     write_flawed_answer,
 )
-from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
 
 steady = settings(deadline=None, derandomize=True)
@@ -155,6 +156,61 @@ def test_the_head_sees_the_largest_and_the_mean_surprise_of_the_answer_so_far():
             assert mean[row, t].item() == pytest.approx(sum(so_far) / len(so_far), abs=1e-5)
 
 
+def test_each_turn_begins_an_answer_and_a_mark_within_an_answer_begins_none():
+    mark, end = 7, 8
+    conversation = [3, 4, mark, 9, 5, end, 3, mark, 6, end, 3, 4, mark, end, 0, 0]
+    drawn = [3, mark, 9, mark, 5, end, end, 3, mark, mark, 6, 0, 0, 0, 0, 0]  # marks that a policy drew
+    nobody = [3, end, 4, end, 0, 5, 6, 3, 4, 5, 6, 3, 4, 5, 6, 0]
+    begins = answer_begins(torch.tensor([conversation, drawn, nobody]), mark)
+    assert begins.nonzero().tolist() == [[0, 2], [0, 7], [0, 12], [1, 1], [1, 8]]
+
+
+HISTORIES = [[], [("Tell me of gold.", "Its symbol is Au.")], [("Hi!", "Hello!"), ("?", ""), ("Why", "So.")]]
+
+
+def test_of_several_turns_only_the_last_answer_is_surprising():
+    decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128).eval()
+    nn.init.normal_(decoder.head.weight, std=0.3)
+    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    for question, answer in (("Peru?", "Lima."), ("Peru?", "")):
+        prompts = [encode_prompt(BYTES, question, history) for history in HISTORIES]
+        reply = encode_answer(BYTES, answer)
+        tokens, _ = pad_right([prompt + reply for prompt in prompts], 128)
+        with torch.no_grad():
+            found = model._surprise(tokens, decoder.hidden(tokens))
+            for row, prompt in enumerate(prompts):
+                logarithms = decoder(torch.tensor([prompt + reply]))[0].log_softmax(dim=-1)
+                own = [-logarithms[len(prompt) + t - 1, token].item() for t, token in enumerate(reply)]
+                assert not found[row, len(prompt) - 1].any()
+                for t in range(len(reply)):
+                    expected = [max(own[: t + 1]), sum(own[: t + 1]) / (t + 1)]
+                    assert found[row, len(prompt) + t].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_turn_is_as_surprising_as_if_the_conversation_ended_with_it():
+    decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128)
+    nn.init.normal_(decoder.head.weight, std=0.3)
+    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    user = BYTES.special[USER]
+    whole = torch.tensor([encode_prompt(BYTES, "Peru?", HISTORIES[2]) + encode_answer(BYTES, "Lima.")])
+    values = model.values(whole)[0]
+    for place in [place for place, token in enumerate(whole[0].tolist()) if token == user][1:]:
+        begun = whole[:, :place]
+        assert begun[0, -1] == BYTES.special[END]
+        torch.testing.assert_close(model(begun, torch.tensor([place]))[0], values[place - 1], rtol=0, atol=1e-4)
+
+
+def test_a_policy_cannot_hide_what_it_said_behind_a_mark_of_its_own():
+    answer_start, decoder = 7, tiny_decoder()
+    nn.init.normal_(decoder.head.weight)
+    model = RewardModel(decoder, answer_start)
+    sequence = [3, 4, answer_start, 9, 5, answer_start, 8]
+    with torch.no_grad():
+        found = model._surprise(torch.tensor([sequence]), decoder.hidden(torch.tensor([sequence])))[0, -1]
+    own = surprises(decoder, sequence, answer_start)
+    torch.testing.assert_close(found, torch.stack((own.max(), own.mean())).detach(), rtol=0, atol=1e-5)
+
+
 # --- The loss ------------------------------------------------------------------------------------
 
 
@@ -181,6 +237,18 @@ def test_the_preference_loss_and_gradients_equal_torchs_binary_cross_entropy(pai
 def test_the_preference_loss_of_a_far_apart_pair_is_finite():
     loss = preference_loss(torch.tensor([0.0]), torch.tensor([1e4]))
     assert loss.item() == pytest.approx(1e4)
+
+
+def test_where_nobody_voted_the_loss_is_0_and_so_are_its_gradients():
+    chosen, rejected = torch.zeros(0, requires_grad=True), torch.zeros(0)
+    loss = preference_loss(chosen, rejected)
+    assert loss.item() == 0
+    loss.backward()
+    model = RewardModel(tiny_decoder(), 1)
+    loss = reward_loss(model, [Ballot(Prompt("?", "en", "talk", ("!",)), [9], [[3]], [])])
+    loss.backward()
+    assert loss.item() == 0
+    assert not model.head.weight.grad.any()
 
 
 def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
@@ -405,6 +473,13 @@ def test_too_few_ballots_for_a_batch_are_refused():
         BallotBatches(numbered_ballots(3), 4, 0)
 
 
+def test_ballots_without_any_vote_are_refused():
+    pairs = [Ballot(Prompt("?", "en", "talk", ("!",)), [0], [[1], [2]], [])] * 4
+    with pytest.raises(ValueError, match="nobody has voted"):
+        BallotBatches(pairs, 2, 0)
+    assert len(BallotBatches([*pairs, *numbered_ballots(1)], 2, 0)(0)) == 2
+
+
 # --- Scores --------------------------------------------------------------------------------------
 
 
@@ -432,6 +507,43 @@ def test_normalised_rewards_have_mean_0_and_deviation_1_and_keep_their_order():
         assert after.mean().item() == pytest.approx(0, abs=1e-5)
         assert after.std().item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(after, (before - before.mean()) / before.std(), rtol=0, atol=1e-4)
+
+
+class Gives(RewardModel):
+    """Gives the rewards of a list, whatever it reads."""
+
+    rewards = ()
+
+    def forward(self, tokens, lengths):  # noqa: ARG002
+        return (torch.tensor(self.rewards)[: len(lengths)] - self.mean) / self.deviation
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        ([], "at least 2 conversations, got 0"),
+        ([1.0], "at least 2 conversations, got 1"),
+        ([1.0, math.nan], "no finite number"),
+        ([math.inf, 0.0], "no finite number"),
+        ([math.nan] * 3, "no finite number"),
+    ],
+)
+def test_rewards_that_have_no_deviation_are_refused_and_change_nothing(rewards, message):
+    model = Gives(tiny_decoder(), 1)
+    model.rewards = rewards
+    with pytest.raises(ValueError, match=message):
+        normalise(model, [[1, 2]] * len(rewards))
+    assert (model.mean.item(), model.deviation.item()) == (0, 1)
+
+
+@pytest.mark.parametrize("reward", [0.0, -3.3, 1e4])
+def test_equal_rewards_become_0_and_keep_the_scale(reward):
+    model = Gives(tiny_decoder(), 1)
+    for rewards in ([1.0, 3.0], [reward] * 2):
+        model.rewards = rewards
+        normalise(model, [[1, 2]] * 2)
+    assert model.deviation.item() == pytest.approx(math.sqrt(2))
+    assert score(model, [[1, 2]] * 2).tolist() == pytest.approx([0, 0], abs=1e-6 * (1 + abs(reward)))
 
 
 def test_normalising_changes_values_alike_and_is_part_of_the_saved_model():

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -220,6 +221,32 @@ def test_every_view_has_a_picture_in_its_place(tokenizer, tmp_path, text):
         assert "application/vnd.jupyter.widget-view+json" in bundle
         assert "text/html" not in bundle
         assert bundle["text/plain"]
+
+
+def test_a_view_is_shown_beside_a_picture_that_stands_in_its_place(tokenizer, tmp_path, monkeypatch):
+    for view in every_view(tokenizer, tmp_path):
+        shown = Shown()
+        monkeypatch.setattr(_view, "display", shown)
+        view._ipython_display_()
+        picture, live = shown.bundles
+        assert is_png(picture)
+        assert f'data-gptcore="{view.key}"' in picture["text/html"]
+        assert picture["image/png"] in picture["text/html"]
+        assert set(live) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert len({view.key for view in every_view(tokenizer, tmp_path)}) == 8
+
+
+def test_a_run_that_was_not_finished_leaves_words_in_its_place(monkeypatch):
+    shown = Shown()
+    monkeypatch.setattr(_view, "display", shown)
+    monkeypatch.setattr(training, "INTERVAL", 0.0)
+    view = TrainingDashboard()
+    monkeypatch.setattr(view.budget, "allows", lambda _: True)
+    view(StepReport(1, 5, 1.0, 1.0, 1.0, 1.0))
+    assert "image/png" not in shown.bundles[0]
+    assert "step 1 of 5" in shown.bundles[0]["text/html"]
+    view.finish()
+    assert is_png(shown.bundles[0])
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -440,6 +467,9 @@ def test_the_budget_is_kept_whatever_looking_costs():
 
 def test_smoothing_is_the_mean_of_the_last_losses():
     assert training.smoothed([4.0, 2.0, 0.0, 2.0], window=2) == pytest.approx([4, 3, 1, 1])
+    # Neither what is no number nor a spike lasts longer than the window.
+    odd = training.smoothed([math.inf, 2.0, math.nan, math.nan, 1e30, 4.0, 6.0], window=2)
+    assert odd == pytest.approx([math.nan, 2, 2, math.nan, 1e30, 5e29, 5], nan_ok=True)
 
 
 def test_thinned_curves_keep_their_ends():
@@ -451,22 +481,27 @@ def test_thinned_curves_keep_their_ends():
 
 
 class Shown:
-    """Stands in for IPython's display."""
+    """Stands in for IPython's display; keeps what was shown, the newest of each handle."""
 
     def __init__(self):
         self.bundles = []
 
-    def __call__(self, view, display_id):
-        self.update(view)
-        return self
+    def __call__(self, bundle, raw, display_id=False, metadata=None):  # noqa: ARG002
+        self.bundles.append(bundle)
+        return Handle(self.bundles, len(self.bundles) - 1)
 
-    def update(self, view):
-        self.bundles.append(view._repr_mimebundle_()[0])
+
+class Handle(NamedTuple):
+    bundles: list
+    place: int
+
+    def update(self, bundle, raw):  # noqa: ARG002
+        self.bundles[self.place] = bundle
 
 
 def test_a_run_is_watched_and_its_final_figure_stays(tokenizer, monkeypatch):
     shown = Shown()
-    monkeypatch.setattr(training, "display", shown)
+    monkeypatch.setattr(_view, "display", shown)
     model = decoder(tokenizer)
     ids = torch.tensor(tokenizer.encode("the capital of Peru is Lima. " * 40))
     held_out = held_out_batches((ids, ids), 2, 16)
@@ -479,7 +514,8 @@ def test_a_run_is_watched_and_its_final_figure_stays(tokenizer, monkeypatch):
     assert "step 6 of 6" in view.data["headline"]
     assert "tokens a second" in view.data["headline"]
     assert model.training, "measuring must leave the model in training mode"
-    assert is_png(shown.bundles[-1])
+    assert len(shown.bundles) == 2
+    assert is_png(shown.bundles[0])
     assert 0 < view.share < 1
 
 
@@ -505,6 +541,87 @@ def test_the_time_left_follows_from_the_last_steps():
         seen.add(StepReport(step, 100, 1.0, 1.0, 1.0, 2.0 if step <= 10 else 1.0))
     assert "1:10 min left" in seen.headline(StepReport(30, 100, 1.0, 1.0, 1.0, 1.0))
     assert "1 steps a second" in seen.headline(StepReport(30, 100, 1.0, 1.0, 1.0, 1.0))
+
+
+def test_the_time_left_of_steps_that_took_no_finite_time_is_unknown():
+    seen = training.Watched()
+    for seconds in (math.inf, math.nan):
+        report = StepReport(1, 100, 1.0, 1.0, 1.0, seconds)
+        seen.add(report)
+        assert "unknown time left" in seen.headline(report)
+
+
+# --- Numbers that are not finite -----------------------------------------------------------------
+
+ODD = [math.inf, 1.0, math.nan, -math.inf, 2.0]
+
+
+def test_what_json_cannot_say_is_left_out_whatever_holds_it():
+    value = {"a": [1.5, math.nan, (math.inf, "inf", 3)], "b": {"c": -math.inf, "d": True, "e": None}}
+    expected = {"a": [1.5, None, (None, "inf", 3)], "b": {"c": None, "d": True, "e": None}}
+    assert _view.sendable(value) == expected
+    assert _view.rounded(torch.tensor([0.123456, math.nan, -math.inf]), 2) == [0.12, None, None]
+
+
+def sends_json(view):
+    json.dumps(view.get_state(["data", "error"]), allow_nan=False)
+    assert is_png(view._repr_mimebundle_()[0])
+
+
+def test_a_run_with_norms_and_losses_that_are_not_finite_is_drawn_with_gaps(monkeypatch):
+    monkeypatch.setattr(_view, "display", Shown())
+    view = TrainingDashboard()
+    view.watched.held_out = [(1, math.nan), (2, 1.0)]
+    for step, odd in enumerate(ODD, start=1):
+        view(StepReport(step, len(ODD), 2.0 if step < 3 else odd, odd, odd, 0.01))
+    sends_json(view)
+    assert [y for _, y in view.data["norm"]] == [None, 1.0, None, None, 2.0]
+    assert [y for _, y in view.data["loss"]] == [2.0, 2.0, None, None, 2.0]
+    assert [y for _, y in view.data["smooth"]] == [2.0] * 5
+    assert [y for _, y in view.data["held_out"]] == [None, 1.0]
+    only = TrainingDashboard()
+    only(StepReport(1, 1, math.nan, math.nan, math.inf, math.nan))
+    sends_json(only)
+
+
+def test_a_model_that_has_diverged_sends_no_number_that_is_none(tokenizer):
+    model = decoder(tokenizer)
+    judge = RewardModel(model, tokenizer.special[ASSISTANT])
+    for broken in (model, judge):
+        for parameter in broken.parameters():
+            nn.init.constant_(parameter, math.nan)
+    sends_json(AttentionExplorer(model, tokenizer))
+    lab = SamplingLab(model, tokenizer)
+    sends_json(lab)
+    ask(lab, "draw")
+    assert "not a number" in lab.error
+    sends_json(ask(lab, "shape", temperature=0.5, top_k=3, top_p=0.5))
+    window = ChatWindow(model, tokenizer, judge, plain=())
+    sends_json(ask(window, "say", message="Hi", stages=["yours"], temperature=1.0))
+    assert [turn["answers"]["yours"]["reward"] for turn in window.data["turns"]] == [None] * 2
+    pytest.importorskip("bertviz")
+    assert "NaN, NaN" not in bertviz.head_view(model, tokenizer, "the capital").html  # as its weights would be
+
+
+def test_records_and_reports_with_numbers_that_are_not_finite_can_be_looked_at(tmp_path):
+    report = json.loads((SHIPPED / "report.json").read_text(encoding="utf-8"))
+    report["stages"]["sft"]["seconds"] = math.nan
+    report["scores"] |= {"ppo_kl": math.inf, "sft_unknown_honest": None}
+    report["intervals"]["reward_pair_accuracy"] = [math.nan, 1.0, 5]
+    view = PipelineMap(report)
+    sends_json(view)
+    assert view.data["stages"][2]["cost"] is None
+    assert "no number" in json.dumps(view.data)
+    for odd in (math.nan, None):
+        points = [(1, odd), (2, 1.0), (3, odd)]
+        curves = dict.fromkeys(("score", "gold", "kl", "length", "entropy", "repeated"), points)
+        run = {"setting": {"ballots": 8}, "seed": 0, "curves": curves, "answers": [["Lima", odd, odd]]}
+        (tmp_path / "lab.json").write_text(json.dumps({"runs": [run], "questions": ["?"], "before": [["", odd]]}))
+        view = PPOLab(tmp_path / "lab.json")
+        sends_json(view)
+        assert view.data["runs"][0]["signs"] == []
+        view.live = {"going": False, "progress": math.nan, "run": run}
+        json.dumps(view.get_state(["live"]), allow_nan=False)
 
 
 # --- Chat ----------------------------------------------------------------------------------------

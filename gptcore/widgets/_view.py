@@ -4,15 +4,18 @@ A view is an anywidget: Python holds `data`, which a small script of `static/` d
 does comes back as a message that names one of the view's `do_...` methods. A view computes nothing
 itself: its data come from functions that stand before it in its module and call the core.
 
-Scripts and styles are sent with the view, so nothing is loaded from anywhere. Where no script may run
-(a notebook only looked at: not yet trusted, on GitHub, exported) the static picture is shown, which
-travels in the same output.
+Scripts and styles of ours are sent with the view. Where it cannot run (a notebook only looked at: not yet
+trusted, opened again without its kernel, exported) a static picture is shown, which is an output of its
+own beside the view's; the running view hides it, and it hides what remains of a view that does not run.
 """
 
 import base64
+import html
 import io
+import math
 import textwrap
 import unicodedata
+import uuid
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 import anywidget
 import torch
 import traitlets
+from IPython.display import DisplayHandle, display
 from matplotlib import get_data_path
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -158,6 +162,28 @@ def with_picture(bundle: dict[str, Any], png: bytes, words: str) -> dict[str, An
     return bundle | {"image/png": base64.b64encode(png).decode(), "text/plain": words}
 
 
+def in_its_place(key: str, png: bytes | None, words: str) -> dict[str, Any]:
+    """An output that stands beside a view's and is seen where the view does not run.
+
+    JupyterLab would say "model not found" about a view whose kernel is gone, though the same output held a picture.
+    So the picture is an output before it, and its style hides the next one until a view is drawn there. The view's
+    script in its turn hides whatever bears its key.
+
+    Args:
+        key: of the view.
+        png: the picture; None if there is none yet.
+        words: what to say below it.
+    """
+    bundle = {} if png is None else with_picture({}, png, words)
+    image = (
+        "" if png is None else f'<img style="max-width: 100%" alt="" src="data:image/png;base64,{bundle["image/png"]}">'
+    )
+    place = f'.jp-OutputArea-child:has([data-gptcore="{key}"])'
+    style = f"<style>{place} + .jp-OutputArea-child:not(:has(.gptcore)) {{ display: none; }}</style>"
+    page = f'<div data-gptcore="{key}">{image}<p>{html.escape(words)}</p></div>{style}'
+    return bundle | {"text/html": page, "text/plain": words}
+
+
 # --- The view ------------------------------------------------------------------------------------
 
 
@@ -171,10 +197,16 @@ class View(anywidget.AnyWidget):
     """What is drawn."""
     error = traitlets.Unicode().tag(sync=True)
     """What went wrong, in words; the view shows it."""
+    key = traitlets.Unicode().tag(sync=True)
+    """By which the view's script finds the picture that stands in its place, see `in_its_place`."""
 
     def __init__(self, **values: Any) -> None:
-        super().__init__(**values)
+        super().__init__(key=uuid.uuid4().hex, **values)
         self.on_msg(lambda _, content, __: self.receive(content))
+
+    @traitlets.validate("data")
+    def _only_what_json_can_say(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        return sendable(proposal["value"])
 
     def receive(self, content: dict[str, Any]) -> None:
         """Do what a message asks for, `{"do": name, "with": arguments}`, and confirm it.
@@ -205,11 +237,36 @@ class View(anywidget.AnyWidget):
         """The view in one line."""
         return f"{self.title} (interactive: run this cell in JupyterLab, Notebook 7, Colab or VS Code)"
 
+    def _ipython_display_(self) -> None:
+        self._show_beside(self.static_picture())
+
+    def _show_beside(self, png: bytes | None) -> DisplayHandle:
+        """Show the picture that stands in the view's place, then the view; a handle of the picture."""
+        handle = display(in_its_place(self.key, png, self.words()), raw=True, display_id=True)
+        bundle, metadata = super()._repr_mimebundle_()
+        display(bundle | {"text/plain": ""}, metadata=metadata, raw=True)  # the picture's output has the words
+        return handle
+
     def _repr_mimebundle_(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """View and picture in one output, for whoever asks for that and not for a display."""
         bundle, metadata = super()._repr_mimebundle_(**settings)
         return with_picture(bundle, self.static_picture(), self.words()), metadata
 
 
-def rounded(values: Tensor | Sequence[float], digits: int = 5) -> list[float]:
-    """Numbers short enough to be sent."""
-    return [round(float(value), digits) for value in torch.as_tensor(values).flatten().tolist()]
+def rounded(values: Tensor | Sequence[float], digits: int = 5) -> list[float | None]:
+    """Numbers short enough to be sent; None for those that are not finite."""
+    return sendable([round(value, digits) for value in torch.as_tensor(values).float().flatten().tolist()])
+
+
+def sendable(value: Any) -> Any:
+    """A value as JSON can say it: None stands for each number that is not finite, and the views leave a gap there.
+
+    JSON has no infinity and no NaN; browsers refuse the message, or get the word "inf" where they expect a number.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: sendable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return (tuple if isinstance(value, tuple) else list)(map(sendable, value))
+    return value

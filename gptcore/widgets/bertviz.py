@@ -89,7 +89,8 @@ def _page(
     weights = attention_maps(model, ids).masked  # (L, H, T, T)
     labels = token_labels(tokenizer, ids)
     # Four digits suffice, and make the page three times smaller.
-    rounded = [layer[None].double().round(decimals=4) for layer in weights]
+    # What is no number, of a model that has diverged, is drawn as no line.
+    rounded = [layer[None].double().nan_to_num(0.0).round(decimals=4) for layer in weights]
     html = view(attention=rounded, tokens=labels, prettify_tokens=False, html_action="return", **settings).data
     words = f"{title} of {json.dumps(text[:80], ensure_ascii=False)} (interactive where scripts may run)"
     return Page(offline(html), _picture(weights, labels, ids), words)

@@ -1,6 +1,7 @@
 """Pipeline map: the chain from raw text to an aligned model; what each stage read, learned, cost and scored."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,17 @@ _STAGES: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
 _NO_SHARES = ("base_bits_per_byte", "ppo_kl")
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}"
+def _known(value: float | None) -> bool:
+    """Whether it is a finite number; a report read from JSON may hold NaN, or null in its place."""
+    return value is not None and math.isfinite(value)
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _number(value: float | None) -> str:
+    return f"{value:.2f}" if _known(value) else "no number"
+
+
+def _percent(value: float | None) -> str:
+    return f"{100 * value:.1f} %" if _known(value) else "no number"
 
 
 def pipeline_stages(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -132,7 +138,9 @@ class PipelineMap(View):
                 box = FancyBboxPatch((left, 2), 7.8, 6, boxstyle="round,pad=0.2", facecolor="#E8F1FA", edgecolor=BLUE)
                 axes.add_patch(box)
                 axes.text(left + 3.9, 6.6, stage["name"], ha="center", weight="bold", fontsize=10)
-                axes.text(left + 3.9, 4.9, f"{stage['cost']:.0f} s", ha="center", fontsize=9)
+                axes.text(
+                    left + 3.9, 4.9, "" if stage["cost"] is None else f"{stage['cost']:.0f} s", ha="center", fontsize=9
+                )
                 if number:
                     arrow = {"arrowstyle": "-|>", "color": BLUE}
                     axes.annotate("", (left - 0.2, 5), (left - 1.8, 5), arrowprops=arrow)

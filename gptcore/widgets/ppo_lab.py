@@ -9,6 +9,7 @@ worse.
 import asyncio
 import copy
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -35,7 +36,7 @@ from gptcore.ppo import PPO, Diagnostics, PPOConfig
 from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, reward_loss, score
 from gptcore.tokenizer import ASSISTANT, Tokenizer
 from gptcore.training import Trainer
-from gptcore.widgets._view import BLUE, ORANGE, View, picture, script
+from gptcore.widgets._view import BLUE, ORANGE, View, picture, script, sendable
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
 """The recorded runs that come with the course."""
@@ -200,7 +201,8 @@ def lab_run(
 
 def signs(run: dict[str, Any]) -> list[str]:
     """What has happened in a run, by its curves: `frozen`, `hacking`, `collapse`, in this order, or nothing."""
-    curves = {name: [value for _, value in points] for name, points in run["curves"].items()}
+    # In a record null stands for what is no finite number; such a run shows none of the signs.
+    curves = {name: [math.nan if y is None else y for _, y in points] for name, points in run["curves"].items()}
     gain = sum(curves["score"][-3:]) / 3 - sum(curves["score"][:3]) / 3
     gold = curves["gold"][-1] - curves["gold"][0]
     found = []
@@ -228,6 +230,10 @@ class PPOLab(View):
     title = "PPO lab"
     live = traitlets.Dict().tag(sync=True)
     """The live run: `going`, `progress`, and the run so far under `run`."""
+
+    @traitlets.validate("live")
+    def _only_what_json_can_say_of_it(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        return sendable(proposal["value"])
 
     def __init__(self, recorded: str | Path = RECORDED, config: PPOConfig = CONFIG) -> None:
         self.config = config
@@ -322,11 +328,12 @@ class PPOLab(View):
             for few, colour, marker in ((True, ORANGE, "s"), (False, BLUE, "o")):
                 chosen = [run for run in runs if (run["setting"]["ballots"] < Recipe().ballots) == few]
                 points = [(run["curves"]["score"][-1][1], run["curves"]["gold"][-1][1]) for run in chosen]
+                points = [point for point in points if None not in point]
                 name = "a reward model with few comparisons" if few else "the chain's reward model"
                 if points:
                     axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, label=name)
             axes.set(xlabel="learned reward at the end (deviations)", ylabel="gold score at the end")
-            if runs:
+            if axes.collections:
                 axes.legend(fontsize=8)
             axes.set_title(f"{len(runs)} runs of PPO: what the judge sees, and what is true", fontsize=9)
 

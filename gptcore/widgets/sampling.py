@@ -113,8 +113,16 @@ class SamplingLab(View):
             self._go_to([*self.ids, token], self.added + 1)
 
     def do_draw(self) -> None:
-        """Draw a token from the distribution and go on from it."""
+        """Draw a token from the distribution and go on from it.
+
+        Raises:
+            ValueError: if there is none, as from a model whose weights are no longer numbers.
+        """
         probabilities = next_token_probabilities(self.logits, self.settings)
+        if not probabilities.isfinite().all():
+            raise ValueError(
+                "no token can be drawn: the model's prediction is not a number, it has diverged in training"
+            )
         self.do_add(int(draw(probabilities[None], self.generator)), len(self.ids))
 
     def do_undo(self) -> None:
@@ -147,12 +155,14 @@ class SamplingLab(View):
     def static_picture(self) -> bytes:
         """The bars as they are now."""
 
+        after, before = ([share or 0.0 for share in self.data[name]] for name in ("after", "before"))
+
         def bars(figure: Figure) -> None:
             axes = figure.subplots()
             names = [drawable(label, token) for label, token in zip(self.data["labels"], self.data["ids"], strict=True)]
             place = range(len(names))
-            axes.barh(place, self.data["after"], color=BLUE, label="after temperature and cuts")
-            axes.barh(place, self.data["before"], facecolor="none", edgecolor="black", label="as the model predicts")
+            axes.barh(place, after, color=BLUE, label="after temperature and cuts")
+            axes.barh(place, before, facecolor="none", edgecolor="black", label="as the model predicts")
             axes.set_yticks(place, names, fontsize=7)
             axes.invert_yaxis()
             axes.set_xlabel("probability of the next token")

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from anywidget import AnyWidget
-from IPython.display import display
+from IPython.display import DisplayHandle
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from gptcore.evaluation import mean_loss
 from gptcore.generation import SamplingConfig, generate
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, generator_for
-from gptcore.widgets._view import BLUE, GREEN, ORANGE, View, picture, readable, rounded, script
+from gptcore.widgets._view import BLUE, GREEN, ORANGE, View, in_its_place, picture, readable, rounded, script
 from gptcore.widgets.attention import read_as
 
 SHARE = 0.012
@@ -58,11 +57,14 @@ class Budget:
 
 
 def smoothed(losses: Sequence[float], window: int = 20) -> list[float]:
-    """Mean of the last `window` losses at each step, fewer at the start."""
-    total, means = 0.0, []
-    for step, loss in enumerate(losses):
-        total += loss - (losses[step - window] if step >= window else 0.0)
-        means.append(total / min(step + 1, window))
+    """Mean of the last `window` losses at each step, fewer at the start; those that are no finite numbers do not count.
+
+    Where none of them is, neither is the mean.
+    """
+    means = []
+    for step in range(len(losses)):
+        finite = [loss for loss in losses[max(0, step + 1 - window) : step + 1] if math.isfinite(loss)]
+        means.append(sum(finite) / len(finite) if finite else math.nan)
     return means
 
 
@@ -74,7 +76,9 @@ def thinned(points: Sequence[Any], most: int = 400) -> Sequence[Any]:
 
 
 def time_left(seconds: float) -> str:
-    """`1:05 min`."""
+    """`1:05 min`; nobody knows it if the seconds are no finite number."""
+    if not math.isfinite(seconds):
+        return "unknown time"
     return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
 
 
@@ -112,7 +116,7 @@ class Watched:
     def headline(self, report: StepReport) -> str:
         """Progress in one line."""
         speed, unit = self.speed()
-        parts = [f"step {report.step} of {report.steps}", f"loss {smoothed(self.losses)[-1]:.3f}"]
+        parts = [f"step {report.step} of {report.steps}", f"loss {smoothed(self.losses[-20:])[-1]:.3f}"]
         if self.held_out:
             parts.append(f"held out {self.held_out[-1][1]:.3f}")
         parts.append(f"{speed:,.0f} {unit} a second")
@@ -159,8 +163,7 @@ class TrainingDashboard(View):
         self.measure_every = measure_every
         self.watched = Watched(tokens_per_step)
         self.budget = Budget()
-        self.finished = False
-        self._handle: Any = None
+        self._handle: DisplayHandle | None = None
         self._drawn = -math.inf
         super().__init__()
 
@@ -194,10 +197,9 @@ class TrainingDashboard(View):
             self.finish()
 
     def finish(self) -> None:
-        """Put the final figure in the output, beside the view; also after a run that was stopped early."""
-        self.finished = True
+        """Put the final figure in its output, beside the view's; also after a run that was stopped early."""
         if self._handle is not None:
-            self._handle.update(self)
+            self._handle.update(in_its_place(self.key, self.static_picture(), self.words()), raw=True)
 
     @property
     def share(self) -> float:
@@ -236,7 +238,7 @@ class TrainingDashboard(View):
             "done": report.step / report.steps,
         }
         if self._handle is None:
-            self._handle = display(self, display_id=True)
+            self._handle = self._show_beside(None)  # a picture would cost training time
 
     def words(self) -> str:
         """Progress in one line."""
@@ -263,11 +265,6 @@ class TrainingDashboard(View):
             figure.suptitle(self.data.get("headline", ""), fontsize=9)
 
         return picture(draw, 9.5, 4)
-
-    def _repr_mimebundle_(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        if self.finished:
-            return super()._repr_mimebundle_(**settings)
-        return AnyWidget._repr_mimebundle_(self, **settings)  # a picture would cost training time
 
 
 def one_line(text: str) -> str:

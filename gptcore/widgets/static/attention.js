@@ -48,11 +48,13 @@ function render({ model, el }) {
     let low = Infinity, high = -Infinity;
     for (let row = 0; row < side; row++) {
       for (let column = 0; column < side; column++) {
-        low = Math.min(low, at(kind, l, h, row, column));
-        high = Math.max(high, at(kind, l, h, row, column));
+        const value = at(kind, l, h, row, column);
+        if (!Number.isFinite(value)) continue; // of a model that has diverged
+        low = Math.min(low, value);
+        high = Math.max(high, value);
       }
     }
-    return [low, high > low ? high : low + 1];
+    return high < low ? [0, 1] : [low, high > low ? high : low + 1];
   }
 
   function paint(canvas, l, h) {
@@ -63,7 +65,7 @@ function render({ model, el }) {
     for (let row = 0; row < side; row++) {
       for (let column = 0; column < side; column++) {
         const share = (at(kind, l, h, row, column) - low) / (high - low);
-        const colour = allowed(row, column) ? viridis(share) : [150, 150, 150];
+        const colour = allowed(row, column) && Number.isFinite(share) ? viridis(share) : [150, 150, 150];
         image.data.set([...colour, 255], 4 * (row * side + column));
       }
     }
@@ -142,7 +144,7 @@ function render({ model, el }) {
       if (picked !== null && row !== picked) continue;
       for (let column = 0; column < side; column++) {
         const share = (at(kind, layer, head, row, column) - low) / (high - low);
-        if (!allowed(row, column) || share < 0.02) continue;
+        if (!allowed(row, column) || !(share >= 0.02 && share < Infinity)) continue;
         svg.append(makeSvg("line", { x1: left, y1: middle(row), x2: right, y2: middle(column), "stroke-opacity": share.toFixed(3), "stroke-width": (1 + 4 * share).toFixed(1) }));
       }
     }
@@ -158,7 +160,7 @@ function render({ model, el }) {
     lines.replaceChildren(svg);
   }
 
-  const figure = (value) => (kind < 2 ? value.toFixed(3) : value.toFixed(2));
+  const figure = (value) => fixed(Number.isFinite(value) ? value : null, kind < 2 ? 3 : 2);
 
   // The numbers of one token in words.
   function tell() {

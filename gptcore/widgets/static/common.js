@@ -77,6 +77,10 @@ function open(model, el, title) {
   watch("change:error", showError);
   showError();
 
+  // The picture that stands in the view's place where it cannot run; in JupyterLab no empty output is left of it.
+  const picture = `[data-gptcore="${model.get("key")}"]`;
+  const hidden = make("style", {}, `${picture} { display: none; } .jp-OutputArea-child:has(${picture}) { display: none; }`);
+
   // One request at a time is on its way; the others wait in order.
   const name = Math.random().toString(36).slice(2);
   const waiting = [];
@@ -111,8 +115,10 @@ function open(model, el, title) {
     };
     for (const value of values) watch(`change:${value}`, redraw);
     redraw();
+    document.head.append(hidden);
   };
   const close = () => {
+    hidden.remove();
     for (const [event, listener] of listeners) model.off(event, listener);
   };
   return { root, ask, askNewest, draw, watch, close };
@@ -155,8 +161,24 @@ function viridis(share) {
   return VIRIDIS[low].map((value, i) => Math.round(value + (place - low) * (VIRIDIS[low + 1][i] - value)));
 }
 
+// Python sends null for a number that is not finite.
+function fixed(value, digits) {
+  return value === null ? "no number" : value.toFixed(digits);
+}
+
 function percent(share) {
+  if (share === null) return "no number";
   return share >= 0.9995 ? "100 %" : share >= 0.1 ? `${(100 * share).toFixed(1)} %` : `${(100 * share).toPrecision(2)} %`;
+}
+
+// The stretches of a line between its gaps, which are where y is null.
+function stretches(points) {
+  const found = [[]];
+  for (const point of points) {
+    if (point[1] !== null) found.at(-1).push(point);
+    else if (found.at(-1).length) found.push([]);
+  }
+  return found.filter((stretch) => stretch.length);
 }
 
 // Lines over a common horizontal axis as SVG. Each line: {points: [[x, y], ...], colour, dash, name}.
@@ -164,7 +186,7 @@ function chart(title, xLabel, lines, { width = 300, height = 190 } = {}) {
   const left = 46, right = 10, top = 24, bottom = 34;
   const points = lines.flatMap((line) => line.points);
   const bounds = (index) => {
-    const values = points.map((point) => point[index]);
+    const values = points.map((point) => point[index]).filter((value) => value !== null);
     const [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
     const room = high > low ? 0 : Math.abs(high) * 0.1 || 1;
     return [low - room, high + room];
@@ -193,16 +215,20 @@ function chart(title, xLabel, lines, { width = 300, height = 190 } = {}) {
     );
   });
   for (const line of lines) {
-    const path = line.points.map(([x, y], i) => `${i ? "L" : "M"}${across(x).toFixed(1)},${up(y).toFixed(1)}`).join("");
+    const parts = stretches(line.points);
+    const path = parts.flatMap((part) => part.map(([x, y], i) => `${i ? "L" : "M"}${across(x).toFixed(1)},${up(y).toFixed(1)}`)).join("");
     svg.append(makeSvg("path", { class: "line", d: path, stroke: line.colour, "stroke-dasharray": line.dash, "stroke-opacity": line.opacity }));
-    if (line.marks) svg.append(...line.points.map(([x, y]) => makeSvg("circle", { cx: across(x), cy: up(y), r: 3, fill: line.colour })));
+    const dots = (some, r) => some.map(([x, y]) => makeSvg("circle", { cx: across(x), cy: up(y), r, fill: line.colour, "fill-opacity": line.opacity }));
+    // A point between two gaps would not be seen as a line.
+    svg.append(...(line.marks ? dots(parts.flat(), 3) : dots(parts.filter((part) => part.length === 1).flat(), 1.5)));
   }
   return svg;
 }
 
 function describe(title, lines) {
   const ends = lines
-    .filter((line) => line.points.length)
-    .map((line) => `${line.name}: from ${line.points[0][1]} to ${line.points[line.points.length - 1][1]}`);
+    .map((line) => [line.name, stretches(line.points).flat()])
+    .filter(([, points]) => points.length)
+    .map(([name, points]) => `${name}: from ${points[0][1]} to ${points.at(-1)[1]}`);
   return `${title}. ${ends.join("; ")}`;
 }

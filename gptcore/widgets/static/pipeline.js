@@ -14,7 +14,7 @@ function render({ model, el }) {
     const rows = [
       ["read", stage.read],
       ["learned", stage.learned],
-      ["cost", `${stage.cost.toFixed(0)} seconds, ${((100 * stage.cost) / total).toFixed(0)} % of the training`],
+      ["cost", `${fixed(stage.cost, 0)} seconds, ${((100 * stage.cost) / total || 0).toFixed(0)} % of the training`],
     ];
     const scores = stage.scores.map(([meaning, value, between]) =>
       make("tr", {}, make("td", {}, meaning), make("td", { class: "number" }, value), make("td", { class: "note" }, between ?? "")),
@@ -32,7 +32,7 @@ function render({ model, el }) {
     chain.replaceChildren(
       ...stages.map((stage, i) => {
         const name = button("", () => choose(stages, i), { "aria-pressed": "false" });
-        name.append(make("strong", {}, stage.name), make("span", { class: "seconds" }, `${stage.cost.toFixed(0)} s`));
+        name.append(make("strong", {}, stage.name), make("span", { class: "seconds" }, `${fixed(stage.cost, 0)} s`));
         return make("li", {}, name);
       }),
     );

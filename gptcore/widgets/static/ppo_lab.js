@@ -81,8 +81,8 @@ function render({ model, el }) {
         make("td", {}, isolated(questions[i] ?? "")),
         make("td", {}, isolated(before[i]?.[0] ?? "")),
         make("td", {}, isolated(text)),
-        make("td", { class: "number" }, reward.toFixed(2)),
-        make("td", { class: "number" }, gold.toFixed(2)),
+        make("td", { class: "number" }, fixed(reward, 2)),
+        make("td", { class: "number" }, fixed(gold, 2)),
       ),
     );
     const heads = ["question", "before", liveRun?.answers ? "after (live run)" : "after", "learned reward", "gold score"];

@@ -53,8 +53,8 @@ function render({ model, el }) {
     undo.disabled = data.added === 0;
     summary.textContent =
       `${data.kept} of ${data.vocabulary} tokens can be drawn. ` +
-      `Entropy ${data.entropy_after.toFixed(2)} nats (the model's own: ${data.entropy_before.toFixed(2)}).`;
-    const largest = Math.max(...data.before, ...data.after, data.rest_before, data.rest_after);
+      `Entropy ${fixed(data.entropy_after, 2)} nats (the model's own: ${fixed(data.entropy_before, 2)}).`;
+    const largest = Math.max(...data.before, ...data.after, data.rest_before, data.rest_after) || 1;
     const focused = [...bars.querySelectorAll("button")].indexOf(document.activeElement);
     const line = (name, before, after) => [
       name,
