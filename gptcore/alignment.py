@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
@@ -157,6 +158,11 @@ class DPOConfig:
     """Weight of the pretraining loss mixed in, as in PPO."""
     training: TrainingConfig = TrainingConfig(steps=0, optimizer="adamw", matrix_rate=1e-4)
     """The rest; small steps of AdamW, smaller than PPO's. The number of steps follows from ballots and epochs."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "batch_size", "epochs", at_least=1)
+        numbers(self, "beta", above=0)
+        numbers(self, "replay_coefficient", at_least=0)
 
 
 def dpo_trainer(
@@ -363,8 +369,14 @@ class GroupConfig:
     """Of prompts, samples and minibatches; both methods begin with the same prompts and answers."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("grpo", "reinforce"):
-            raise ValueError(f"unknown method {self.method!r}: choose 'grpo' or 'reinforce'")
+        choice(self, "method", ("grpo", "reinforce"))
+        whole_numbers(self, "iterations", at_least=0)
+        whole_numbers(self, "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", at_least=1)
+        whole_numbers(self, "seed")
+        numbers(self, "rate", "kl_coefficient", "replay_coefficient", at_least=0)
+        numbers(self, "clip", above=0)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        numbers(self, "unfinished_score")
         if self.group_size < 2:
             raise ValueError(f"a group needs at least 2 answers to compare, got {self.group_size}")
 

@@ -147,6 +147,23 @@ class KeyValueCache:
         self._values = [value[rows] for value in self._values]
 
 
+def check_heads(width: int, heads: int, key_value_heads: int) -> None:
+    """Whether so many heads fill the width and share the keys and values evenly.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if min(width, heads, key_value_heads) < 1:
+        raise ValueError(f"width {width}, heads {heads} and key_value_heads {key_value_heads} must be at least 1")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads")
+    if heads % key_value_heads:
+        raise ValueError(
+            f"{heads} query heads cannot share {key_value_heads} key and value heads evenly: "
+            "choose key_value_heads that divide heads"
+        )
+
+
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each with its own queries, keys and values.
 
@@ -158,16 +175,13 @@ class MultiHeadAttention(nn.Module):
         bias: whether the four projections have biases.
 
     Raises:
-        ValueError: if the head counts do not divide.
+        ValueError: as `check_heads`.
     """
 
     def __init__(self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True) -> None:
         super().__init__()
         key_value_heads = heads if key_value_heads is None else key_value_heads
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
-        if heads % key_value_heads:
-            raise ValueError(f"{heads} query heads cannot share {key_value_heads} key and value heads evenly")
+        check_heads(width, heads, key_value_heads)
         self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, width // heads
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(width, key_value_heads * self.head_size, bias=bias)

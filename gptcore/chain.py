@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gptcore.checkpoint import STAGES, load_model, load_tensors, save_model, save_tensors
+from gptcore.checks import numbers, whole_numbers
 from gptcore.corpus import (
     LANGUAGES,
     Prompt,
@@ -76,6 +77,12 @@ class Recipe:
     """Training of the reward model; the number of steps follows from ballots and epochs."""
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "batch_size", "ballots", "ballot_batch_size", "reward_epochs", at_least=1)
+        numbers(self, "replayed", at_least=0, at_most=1)
+        if self.ballots < self.ballot_batch_size:
+            raise ValueError(f"{self.ballots} ballots are too few for a ballot_batch_size of {self.ballot_batch_size}")
 
 
 def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcore.attention import KeyValueCache
+from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.machine import autocast
 
@@ -31,6 +32,11 @@ class SamplingConfig:
     """Longest answer; the atlas's longest good answers have about 60 tokens."""
 
     def __post_init__(self) -> None:
+        whole_numbers(self, "top_k", "max_new_tokens")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not self.temperature > 0:  # "not", so that NaN is refused, too
             raise ValueError(
                 f"temperature must be above 0, got {self.temperature}; for the most likely token choose greedy"

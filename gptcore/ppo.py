@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
@@ -263,6 +264,16 @@ class PPOConfig:
     """Largest gradient norm."""
     seed: int = 0
     """Of prompts, samples and minibatches."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "iterations", "value_iterations", at_least=0)
+        whole_numbers(self, "rollout_size", "minibatch_size", "epochs", "max_new_tokens", at_least=1)
+        whole_numbers(self, "seed")
+        numbers(self, "policy_rate", "value_rate", "kl_coefficient", "replay_coefficient", at_least=0)
+        numbers(self, "discount", "smoothing", at_least=0, at_most=1)
+        numbers(self, "kl_target", "clip", "temperature", above=0)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        numbers(self, "unfinished_score")
 
 
 class Diagnostics(NamedTuple):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
 from gptcore.parallel import average
 
@@ -320,6 +321,19 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.
         if not parameter.requires_grad:
             continue
         if "embedding" in name or "positions" in name:
+    def __post_init__(self) -> None:
+        whole_numbers(self, "steps", "warmup_steps", at_least=0)
+        whole_numbers(self, "seed")
+        numbers(self, "matrix_rate", "embedding_rate", "head_rate", "scalar_rate", "weight_decay", at_least=0)
+        numbers(self, "decay_share", at_least=0, at_most=1)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        choice(self, "optimizer", ("muon", "adamw"))
+        choice(self, "schedule", ("constant", "step", "cosine", "linear"))
+        choice(self, "precision", ("fp32", "bf16", "fp16"))
+        decays = self.betas if isinstance(self.betas, (tuple, list)) else ()
+        if len(decays) != 2 or not all(isinstance(decay, (int, float)) and 0 <= decay < 1 for decay in decays):
+            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
+
             embeddings.append(parameter)
         elif "head" in name:
             heads.append(parameter)

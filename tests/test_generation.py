@@ -436,6 +436,10 @@ def test_sequences_of_one_length_are_not_padded():
         ({"top_p": -0.5}, "top-p must be above 0 and at most 1, got -0.5"),
         ({"top_p": math.nan}, "top-p must be above 0 and at most 1, got nan"),
         ({"max_new_tokens": 0}, "at least 1 new token must be allowed, got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
+        ({"top_k": 2.0}, "top_k must be a whole number, got 2.0"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": "0.9"}, "top_p must be a number, got '0.9'"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),
     ],
 )

@@ -12,8 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptcore import training
+from gptcore.alignment import DPOConfig, GroupConfig
+from gptcore.chain import Recipe
 from gptcore.checkpoint import load_tensors, save_tensors
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.ppo import PPOConfig
 from gptcore.reward import RewardModel
 from gptcore.training import (
     IGNORED,
@@ -304,6 +307,68 @@ def test_every_optimiser_group_follows_the_schedule(schedule):
 
 def muon_by_the_book(start, gradients, lr, momentum, weight_decay):
     """One matrix, in float64, as Jordan's page writes it, with an exact-order polynomial."""
+def settings_that_cannot_work():
+    for name in ("steps", "warmup_steps"):
+        yield TrainingConfig, name, -1, "at least 0"
+        yield TrainingConfig, name, 1.5, "a whole number"
+    for name in ("matrix_rate", "embedding_rate", "head_rate", "scalar_rate", "weight_decay"):
+        yield TrainingConfig, name, -0.1, "at least 0"
+        yield TrainingConfig, name, math.nan, "at least 0"
+        yield TrainingConfig, name, math.inf, "finite"
+    yield TrainingConfig, "decay_share", 1.5, "at most 1"
+    yield TrainingConfig, "clip_norm", 0, "above 0"
+    yield TrainingConfig, "seed", "0", "a whole number"
+    yield TrainingConfig, "optimizer", "sgd", "choose 'muon' or 'adamw'"
+    yield TrainingConfig, "schedule", "cosin", "choose 'constant' or"
+    yield TrainingConfig, "precision", "fp8", "choose 'fp32' or 'bf16' or 'fp16'"
+    for betas in (0.9, (0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", "b")):
+        yield TrainingConfig, "betas", betas, "two numbers"
+    for config, names in (
+        (PPOConfig, ("rollout_size", "minibatch_size", "epochs", "max_new_tokens")),
+        (GroupConfig, ("rollout_prompts", "group_size", "minibatch_size", "max_new_tokens")),
+        (DPOConfig, ("batch_size", "epochs")),
+        (Recipe, ("batch_size", "ballots", "ballot_batch_size", "reward_epochs")),
+    ):
+        for name in names:
+            yield config, name, 0, "at least 1"
+            yield config, name, 1.0, "a whole number"
+    for config, names in (
+        (PPOConfig, ("policy_rate", "value_rate", "kl_coefficient", "replay_coefficient")),
+        (GroupConfig, ("rate", "kl_coefficient", "replay_coefficient")),
+        (DPOConfig, ("replay_coefficient",)),
+    ):
+        for name in names:
+            yield config, name, -1.0, "at least 0"
+    for config in (PPOConfig, GroupConfig):
+        yield config, "iterations", -1, "at least 0"
+        yield config, "clip", 0.0, "above 0"
+        yield config, "clip_norm", math.nan, "above 0"
+        yield config, "unfinished_score", math.nan, "finite"
+        yield config, "seed", 0.5, "a whole number"
+    yield PPOConfig, "value_iterations", -1, "at least 0"
+    yield PPOConfig, "kl_target", 0.0, "above 0"
+    yield PPOConfig, "discount", 1.01, "at most 1"
+    yield PPOConfig, "smoothing", -0.1, "at least 0"
+    yield PPOConfig, "temperature", 0.0, "above 0"
+    yield GroupConfig, "method", "ppo", "choose 'grpo' or 'reinforce'"
+    yield DPOConfig, "beta", 0.0, "above 0"
+    yield Recipe, "replayed", 1.5, "at most 1"
+    yield Recipe, "ballots", 7, "too few for a ballot_batch_size of 8"
+
+
+@pytest.mark.parametrize(("config", "name", "value", "message"), list(settings_that_cannot_work()))
+def test_settings_that_cannot_work_are_refused_by_name(config, name, value, message):
+    needed = {"steps": 1} if config is TrainingConfig else {}
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        config(**needed | {name: value})
+
+
+def test_settings_at_the_edge_of_what_works_are_accepted():
+    TrainingConfig(0, warmup_steps=0, matrix_rate=0, decay_share=1, clip_norm=math.inf, betas=(0, 0.999), seed=-1)
+    PPOConfig(iterations=0, rollout_size=1, value_iterations=0, kl_target=None, discount=0, smoothing=0)
+    GroupConfig(group_size=2, kl_coefficient=0)
+
+
     weight, buffer = start.double().clone(), torch.zeros_like(start, dtype=torch.float64)
     for gradient in gradients:
         gradient = gradient.double()
