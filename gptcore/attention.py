@@ -228,14 +228,14 @@ class MultiHeadAttention(nn.Module):
             mixed, weights = scaled_dot_product_attention(query, key, value, mask)
         else:
             # The same computation, fused: no (T, S) matrix is kept for the backward pass.
-            weights = None
-            # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long; with a cache
-            # there is no backward pass.
-            in_float32 = x.device.type == "cpu" and cache is None
+            weights, dtype = None, query.dtype
+            # Half precision gives way to float32 on a CPU, where torch's backward pass in bfloat16 takes four
+            # times as long; with a cache there is no backward pass.
+            in_float32 = x.device.type == "cpu" and cache is None and dtype in (torch.bfloat16, torch.float16)
             with torch.autocast(x.device.type, enabled=False) if in_float32 else nullcontext():
                 if in_float32:
                     query, key, value = query.float(), key.float(), value.float()
                 causal = mask is None and T > 1  # a single new position sees all
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(dtype)
         # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
         return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights

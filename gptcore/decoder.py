@@ -216,18 +216,19 @@ class Decoder(nn.Module):
             if positions.dim() == 2:
                 cosine, sine = cosine[:, None], sine[:, None]  # (B, 1, T, D), one for all heads
             rotary = cosine, sine
-        for index, layer in enumerate(self.layers):
-            x, weights = layer(
-                x,
-                mask=mask,
-                rotary=rotary,
-                cache=cache,
-                layer=index,
-                return_weights=attention_weights is not None,
-            )
-            if attention_weights is not None:
-                attention_weights.append(weights)
-        return self.norm(x)
+        with own_dtype(self.embedding.weight):
+            for index, layer in enumerate(self.layers):
+                x, weights = layer(
+                    x,
+                    mask=mask,
+                    rotary=rotary,
+                    cache=cache,
+                    layer=index,
+                    return_weights=attention_weights is not None,
+                )
+                if attention_weights is not None:
+                    attention_weights.append(weights)
+            return self.norm(x)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits of the next token at every position: `(B, T)` ids to `(B, T, V)`. See `hidden`."""

@@ -199,7 +199,7 @@ def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temper
     logits = model.head(few_shapes(features))[: len(features)]  # (choices, V)
     logarithms = (logits.float() / temperature).log_softmax(dim=-1)
     chosen = logarithms.gather(1, tokens[:, 1:][mask][:, None]).squeeze(1)
-    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, chosen)
+    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
 
 
 @torch.inference_mode()

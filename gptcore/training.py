@@ -74,6 +74,11 @@ def few_shapes(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, -len(rows) % 64))
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, in which sums and logarithms are exact enough; float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class _HeadCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of `features @ weight.T`, a few rows at a time.
 
@@ -85,13 +90,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros((), device=features.device)
         feature_gradients = torch.empty_like(features)
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        weight_gradient = full_precision(torch.zeros_like(weight))
+        total = weight_gradient.new_zeros(())
         for rows, wanted, gradients in zip(
             *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
         ):
-            logits = (rows @ weight.T).float()  # (rows, V)
+            logits = full_precision(rows @ weight.T)  # (rows, V)
             real = (wanted != IGNORED).nonzero().squeeze(1)
             logits -= logits.amax(dim=1, keepdim=True)
             total -= logits[real, wanted[real]].sum()
@@ -133,7 +138,7 @@ def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Ten
         if dtype == torch.float16:
             # Small slopes vanish in fp16 unless the gradient scaler multiplies them before they are rounded;
             # below they would be rounded first.
-            return F.cross_entropy((features @ weight.T).float(), targets, ignore_index=IGNORED, reduction="sum")
+            return F.cross_entropy(full_precision(features @ weight.T), targets, ignore_index=IGNORED, reduction="sum")
         features, weight = features.to(dtype), weight.to(dtype)
     features = few_shapes(features)
     targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)

@@ -13,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptcore.attention import KeyValueCache, causal_mask
 from gptcore.checkpoint import as_transformers
 from gptcore.decoder import Decoder, DecoderConfig, RMSNorm, forward_flops
+from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import autocast
+from gptcore.reward import RewardModel, score
 
 PRESETS = ("gpt2", "llama")
 # The same examples on every machine: a failure can be repeated.
