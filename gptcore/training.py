@@ -112,12 +112,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
             slope = slope.to(weight.dtype)
             gradients.copy_(slope @ weight)
             weight_gradient += slope.T @ rows
-        ctx.save_for_backward(feature_gradients, weight_gradient)
+        ctx.save_for_backward(features, weight, targets, feature_gradients, weight_gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        feature_gradients, weight_gradient = ctx.saved_tensors
+        features, weight, targets, feature_gradients, weight_gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # The gradient is to be differentiated in its turn (`create_graph=True`). What was stored in forward would
+            # pass for a constant; so it is computed once more, by operations that torch can differentiate.
+            slope = full_precision(features @ weight.T).softmax(dim=1)
+            slope = slope - F.one_hot(targets.clamp(min=0), len(weight))
+            slope = (gradient * slope * (targets != IGNORED)[:, None]).to(weight.dtype)
+            return slope @ weight, slope.T @ features, None
         return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
 
 

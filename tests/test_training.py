@@ -185,6 +185,40 @@ def test_head_cross_entropy_of_huge_logits_stays_finite():
     torch.testing.assert_close(features.grad, torch.tensor([[0.0], [-2.0]]))
 
 
+def test_the_loss_in_float64_is_exact_and_passes_gradcheck():
+    torch.manual_seed(0)
+    features, weight = torch.randn(7, 4).double().requires_grad_(), torch.randn(5, 4).double().requires_grad_()
+    targets = torch.tensor([0, 4, IGNORED, 2, 1, IGNORED, 3])
+    loss = head_cross_entropy(features, weight, targets)
+    expected = F.cross_entropy(features @ weight.T, targets, reduction="sum", ignore_index=IGNORED)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.autograd.gradcheck(lambda f, w: head_cross_entropy(f, w, targets), (features, weight))
+
+
+def test_second_derivatives_of_the_loss_equal_torchs():
+    torch.manual_seed(0)
+    features, weight = torch.randn(7, 4).double().requires_grad_(), torch.randn(5, 4).double().requires_grad_()
+    targets = torch.tensor([0, 4, IGNORED, 2, 1, IGNORED, 3])
+    torch.autograd.gradgradcheck(lambda f, w: head_cross_entropy(f, w, targets), (features, weight))
+    # In a model, too, whose loss is divided by a number that needs no gradient.
+    model = Decoder(DecoderConfig(50, 16, 1, 32, 2))
+    for matrix in model.parameters():
+        nn.init.normal_(matrix, std=0.3)
+    tokens, wanted = torch.randint(50, (2, 8)), torch.randint(50, (2, 8))
+    parameters = [model.layers[-1].feed_forward.down.weight, model.head.weight]
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+
+    def curvature(loss):
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        slope = sum((g * v).sum() for g, v in zip(gradients, directions, strict=True))
+        return torch.autograd.grad(slope, parameters)
+
+    found = curvature(language_model_loss(model, (tokens, wanted)))
+    expected = curvature(F.cross_entropy(model(tokens).flatten(0, 1), wanted.flatten()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_language_model_loss_and_gradients_equal_torchs_mean_over_trained_positions(preset):
     ours, theirs = tiny_decoder(preset), tiny_decoder(preset)
