@@ -1,6 +1,8 @@
 """What must hold of checkpoints: they come back whole, or the error says what is wrong."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.generation import GREEDY, generate
 from gptcore.reward import RewardModel
 from gptcore.tokenizer import END, Tokenizer
+from gptcore.training import Trainer, TrainingConfig
 
 BYTES = Tokenizer([])
 OTHER = Tokenizer([(97, 98)])
@@ -85,6 +88,40 @@ def test_tensors_that_share_memory_are_saved_too(tmp_path):
     assert torch.equal(found["head"], weight)
     assert torch.equal(found["embedding"], weight)
     assert torch.equal(found["part"], weight[1])
+
+
+def test_what_was_loaded_does_not_keep_the_file_open(tmp_path):
+    # Windows would not let a run replace its own state; here the tensors would change with the file.
+    path, tensors = tmp_path / "state.safetensors", {"a": torch.randn(1000), "b": torch.arange(9)}
+    save_tensors(path, tensors, {})
+    found, _ = load_tensors(path)
+    if sys.platform == "linux":
+        assert path.name not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(bytes(size))
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shows the mapped files of a process")
+def test_no_model_or_run_keeps_the_file_that_it_was_read_from_open(tmp_path):
+    tokens = torch.randint(BYTES.vocabulary_size, (2, 9))
+
+    def trainer(steps):
+        config = TrainingConfig(steps=steps)
+        return Trainer(tiny_decoder(), lambda step: (tokens[:, :-1], tokens[:, 1:]), config)  # noqa: ARG005
+
+    first, second = trainer(2), trainer(4)
+    first.run()
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+    second.load_state(*load_tensors(tmp_path / "state.safetensors"))
+    save_model(tmp_path / "own.safetensors", tiny_decoder(), BYTES, {})
+    own, _ = load_model(tmp_path / "own.safetensors", BYTES)
+    published("llama, head of its own").save_pretrained(tmp_path / "theirs")
+    theirs = read_transformers(tmp_path / "theirs")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    del own, theirs, second
 
 
 def test_a_new_file_takes_the_place_of_an_old_one(tmp_path):
