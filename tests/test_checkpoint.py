@@ -118,7 +118,7 @@ def test_no_model_or_run_keeps_the_file_that_it_was_read_from_open(tmp_path):
     second.load_state(*load_tensors(tmp_path / "state.safetensors"))
     save_model(tmp_path / "own.safetensors", tiny_decoder(), BYTES, {})
     own, _ = load_model(tmp_path / "own.safetensors", BYTES)
-    published("llama, head of its own").save_pretrained(tmp_path / "theirs")
+    published(LLAMA).save_pretrained(tmp_path / "theirs")
     theirs = read_transformers(tmp_path / "theirs")
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
     del own, theirs, second
@@ -497,23 +497,178 @@ def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+LLAMA = "llama, head of its own"
+
+
+def settings_and_weights(name, **changes):
+    """config.json and weights of a small published model, with changes."""
+    theirs = published(name)
+    plain = {"rope_parameters": None, "head_dim": None}
+    return theirs.config.to_dict() | plain | changes, dict(theirs.state_dict())
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("gpt2", {"model_type": "bert"}, "knows gpt2 and llama"),
+        ("gpt2", {"model_type": None}, "knows gpt2 and llama"),
         ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
-        ("llama, head of its own", {"attention_bias": True}, "attention_bias True"),
-        ("llama, head of its own", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
-        ("llama, head of its own", {"head_dim": 32}, "do not fill"),
-        ("llama, head of its own", {"hidden_size": 32}, "do not fit"),
-        ("llama, head of its own", {"num_hidden_layers": 2}, "do not fit"),
+        ("gpt2", {"activation_function": "gelu"}, "activation_function 'gelu'"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention True"),
+        ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ("gpt2", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "auto_map"),
+        ("gpt2", {"n_embd": None}, "lacks n_embd"),
+        ("gpt2", {"n_embd": "16"}, "width must be a whole number, got '16'"),
+        ("gpt2", {"n_head": 3}, "width 16 is not a multiple of 3 heads"),
+        ("gpt2", {"n_positions": 16}, r"transformer.wpe.weight has shape \(32, 16\), not \(16, 16\)"),
+        ("gpt2", {"n_inner": 32}, "mlp.c_fc.weight has shape"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        (LLAMA, {"attention_bias": True}, "attention_bias True"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias True"),
+        (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        (LLAMA, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0}}, "rope_parameters"),
+        (LLAMA, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_parameters"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (LLAMA, {"head_dim": 32}, "do not fill"),
+        (LLAMA, {"hidden_size": 32}, "do not fit"),
+        (LLAMA, {"num_hidden_layers": 2}, "layers.1.* is missing"),
+        (LLAMA, {"num_hidden_layers": 0}, "layers must be at least 1"),
+        (LLAMA, {"vocab_size": 60}, "embed_tokens.weight has shape"),
+        (LLAMA, {"rms_norm_eps": None, "hidden_size": None}, "lacks hidden_size, rms_norm_eps"),
+        (LLAMA, {"rope_theta": 0}, "rotary_base must be above 0"),
     ],
 )
 def test_a_published_model_that_cannot_be_read_says_why(name, change, message):
-    theirs = published(name)
-    config = theirs.config.to_dict() | {"rope_parameters": None, "head_dim": None, "rope_scaling": None} | change
+    config, tensors = settings_and_weights(name, **change)
     with pytest.raises(CheckpointError, match=message):
-        from_transformers(config, theirs.state_dict())
+        from_transformers(config, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gpt2", {"lm_head.weight": torch.zeros(61, 16)}, "tie_word_embeddings, but lm_head.weight and .*wte.* differ"),
+        ("gpt2", {"lm_head.bias": torch.zeros(61)}, "lm_head.bias has no place"),
+        ("gpt2", {"transformer.h.0.attn.c_attn.weight": torch.zeros(16, 64)}, "c_attn.weight has shape"),
+        ("gpt2", {"transformer.h.1.mlp.c_fc.bias": None}, "transformer.h.1.mlp.c_fc.bias is missing"),
+        ("gpt2", {"transformer.h.0.attn.c_attn.lora_A": torch.zeros(2, 16)}, "lora_A has no place.*adapter.*merged"),
+        ("gpt2", {"v_head.summary.weight": torch.zeros(1, 16)}, "v_head.summary.weight has no place"),
+        (LLAMA, {"lm_head.weight": None}, "lm_head.weight is missing"),
+        (LLAMA, {"score.weight": torch.zeros(2, 16), "lm_head.weight": None}, "lm_head.weight is missing"),
+        (LLAMA, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(16)}, "q_proj.bias has no place"),
+        (LLAMA, {"model.layers.0.mlp.down_proj.bias": torch.zeros(16)}, "down_proj.bias has no place"),
+        (LLAMA, {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, "q_norm.weight has no place"),
+        (LLAMA, {f"model.layers.1.{i}": torch.ones(8) for i in range(3)}, "layers.1.0 and 2 more have no place"),
+        (LLAMA, {"model.norm.weight": torch.ones(8)}, r"norm.weight has shape \(8,\), not \(16,\)"),
+    ],
+)
+def test_weights_that_are_missing_or_left_over_or_of_another_shape_are_named(name, change, message):
+    config, tensors = settings_and_weights(name)
+    tensors = {key: tensor for key, tensor in (tensors | change).items() if tensor is not None}
+    if name == "gpt2" and "lm_head.weight" not in change:
+        del tensors["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=message):
+        from_transformers(config, tensors)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("kept", ["embedding", "head"])
+def test_of_a_tied_embedding_and_head_one_suffices_and_buffers_of_old_files_do_not_matter(name, kept):
+    config, tensors = settings_and_weights(name)
+    theirs, old = published(name), {}
+    if config["tie_word_embeddings"]:
+        embedding = "transformer.wte.weight" if name == "gpt2" else "model.embed_tokens.weight"
+        del tensors[embedding if kept == "head" else "lm_head.weight"]
+    if name == "gpt2":
+        old = {"attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool), "attn.masked_bias": torch.tensor(-1e4)}
+        old = {f"transformer.h.0.{key}": tensor for key, tensor in old.items()}
+    else:
+        config["rope_theta"] = theirs.config.rope_parameters["rope_theta"]
+        old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    ours, tokens = from_transformers(config, tensors | old), torch.randint(61, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+def quantised(kind):
+    """config.json and weights as the usual tools quantise them; and the sentence that refuses them."""
+    config, tensors = settings_and_weights(LLAMA)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = tensors[f"{name}.weight"]
+    scale = weight.abs().amax(1)
+    whole = (weight / scale[:, None] * 127).round().to(torch.int8)
+    if kind == "config":
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    elif kind == "int8":
+        tensors |= {f"{name}.weight": whole, f"{name}.SCB": scale}
+    elif kind == "int8 without a scale":
+        tensors |= {f"{name}.weight": whole}
+    elif kind == "nf4":
+        tensors |= {f"{name}.weight": whole.view(torch.uint8), f"{name}.weight.absmax": scale}
+    elif kind == "gptq":
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.qweight": whole.int(), f"{name}.qzeros": whole.int(), f"{name}.scales": scale.half()}
+    elif kind == "fp8":
+        fp8 = weight.to(torch.float8_e4m3fn)
+        tensors |= {f"{name}.weight": fp8, f"{name}.weight_scale": scale}
+    elif kind == "fp8 as bf16":
+        tensors |= {f"{name}.weight": weight.bfloat16(), f"{name}.weight_scale": scale}
+    return config, tensors
+
+
+@pytest.mark.parametrize("kind", ["config", "int8", "int8 without a scale", "nf4", "gptq", "fp8", "fp8 as bf16"])
+def test_quantised_weights_are_refused_as_such(kind):
+    with pytest.raises(CheckpointError, match="quantised"):
+        from_transformers(*quantised(kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2])
+def test_a_checkpoint_of_ours_with_quantised_weights_is_refused(tmp_path, dtype):
+    save_model(tmp_path / "x", tiny_decoder(), BYTES, {})
+    tensors, values = load_tensors(tmp_path / "x")
+    save_tensors(tmp_path / "x", tensors | {"head.weight": tensors["head.weight"].to(dtype)}, values)
+    with pytest.raises(CheckpointError, match=r"quantised \(head.weight"):
+        load_model(tmp_path / "x", BYTES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_in_every_plain_precision_are_read(tmp_path, dtype):
+    theirs = published("gpt2").to(dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = read_transformers(tmp_path)
+    assert torch.equal(ours.embedding.weight.cpu(), theirs.transformer.wte.weight.float())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'vocab_size': 61}", r"config\.json is damaged"),
+        ("", r"config\.json is damaged"),
+        ("\udcff", r"config\.json is damaged"),
+        ("[1]", "must be a JSON object"),
+        ("{}", "a model of type None cannot be read"),
+        ('{"model_type": "gpt2"}', "lacks vocab_size, n_positions, n_embd, n_layer, n_head"),
+    ],
+)
+def test_a_config_that_is_damaged_or_lacks_a_field_says_so(tmp_path, text, message):
+    published("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=message):
+        read_transformers(tmp_path)
+
+
+def test_files_of_two_models_in_one_folder_and_an_adapter_are_refused(tmp_path):
+    published("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "more.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="a second time: keep the files of one model only"):
+        read_transformers(tmp_path)
+    (tmp_path / "more.safetensors").unlink()
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="holds an adapter"):
+        read_transformers(tmp_path)
 
 
 def test_a_folder_without_a_model_says_what_it_needs(tmp_path):
