@@ -19,9 +19,10 @@ from torch import Tensor
 
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.files import ASSETS, RUNS
+from gptcore.generation import GREEDY
 from gptcore.machine import choose_device
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, PAD, Tokenizer
 
 FORMAT = "gptcore 1"
 
@@ -464,10 +465,38 @@ def read_transformers(folder: str | Path) -> Decoder:
     return from_transformers(config, tensors)
 
 
-def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Write a folder from which `AutoModelForCausalLM` and `AutoTokenizer` load the model.
+# The template of `finetuning.encode_prompt` in the language of the library. A template makes text, in which a mark
+# that somebody typed cannot be told from a real one: such a message is refused.
+_CHAT_TEMPLATE = """
+{%- if tools or documents %}{{ raise_exception("this model knows neither tools nor documents") }}{% endif %}
+{%- if not messages %}{{ raise_exception("the conversation is empty") }}{% endif %}
+{{- "<|endoftext|>" }}
+{%- for message in messages %}
+    {%- set role, text = ("user", "assistant")[loop.index0 % 2], message["content"] %}
+    {%- if message["role"] != role %}
+        {{- raise_exception("user and assistant speak in turn, the user first; there is no system message") }}
+    {%- endif %}
+    {%- if text is not string %}{{ raise_exception("a message must be text") }}{% endif %}
+    {%- for mark in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>") if mark in text %}
+        {{- raise_exception("a message must not contain " ~ mark) }}
+    {%- endfor %}
+    {{- "<|" ~ role ~ "|>" }}
+    {{- " " if text and text[0].isascii() and not text[0].isspace() }}
+    {{- text }}
+    {{- "<|end|>" if role == "assistant" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {%- if messages[-1]["role"] != "user" %}{{ raise_exception("the last message must be the user's") }}{% endif %}
+    {{- "<|assistant|>" }}
+{%- endif %}
+""".strip()
 
-    (Their model knows no texts apart: a window with several texts in it gets other logits there.)
+
+def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer) -> None:
+    """Write a folder from which `AutoModelForCausalLM`, `AutoTokenizer` and `pipeline` load the model.
+
+    It pads with a token of its own, on the left, and chats in the template of `encode_prompt`. (Their model knows
+    no texts apart: a window with several texts in it gets other logits there.)
 
     Raises:
         OSError: if it cannot be written.
@@ -481,13 +510,19 @@ def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer)
         "architectures": ["GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM"],
         "bos_token_id": tokenizer.special[END_OF_TEXT],
         "eos_token_id": tokenizer.special[END],
+        "pad_token_id": tokenizer.special[PAD],
     }
+    # How the library generates if nobody says otherwise: as our chat does.
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation |= {"do_sample": False, "max_new_tokens": GREEDY.max_new_tokens}
     if gpt2:  # one tensor in the file, two names for it
         del tensors["lm_head.weight"]
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(folder / "tokenizer.json")
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END}
+    special |= {"pad_token": PAD, "padding_side": "left", "chat_template": _CHAT_TEMPLATE}
     special |= {"clean_up_tokenization_spaces": False, "model_max_length": model.config.context_length}
     (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=1), encoding="utf-8")

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jinja2
 import pytest
 import torch
 import transformers
@@ -27,9 +28,10 @@ from gptcore.checkpoint import (
     write_transformers,
 )
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.finetuning import decode_answer, encode_conversation, encode_prompt
 from gptcore.generation import GREEDY, generate
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import END, Tokenizer
+from gptcore.tokenizer import END, PAD, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
 
 BYTES = Tokenizer([])
@@ -495,6 +497,82 @@ def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path
     again = read_transformers(tmp_path)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder with the chain's last model, and what it was written from."""
+    folder = tmp_path_factory.mktemp("exported")
+    model, tokenizer = load_stage("ppo", SHIPPED)
+    write_transformers(folder, model, tokenizer)
+    return folder, model, tokenizer
+
+
+def as_messages(question, history):
+    roles = ("user", "assistant")
+    said = [text for turn in history for text in turn] + [question]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+@pytest.mark.parametrize(
+    ("question", "history"),
+    [
+        ("What is the capital of Peru?", []),
+        ("秘鲁的首都是哪里？", [("What is the capital of Peru?", "The capital of Peru is Lima.")]),
+        ("And 2 + 2?", [("Hello!", "Hello!"), ("\tTabs\n and  spaces ", " so so\n"), ("é", "")]),
+        ("<|user is no mark, {{ braces }} are none", []),
+    ],
+)
+def test_the_exported_chat_template_gives_the_ids_of_our_own(exported, question, history):
+    folder, _, tokenizer = exported
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = as_messages(question, history)
+    expected = encode_prompt(tokenizer, question, history)
+    assert reader.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == expected
+    # A whole conversation, as for training: it ends with the answer's end token.
+    whole = [*messages, {"role": "assistant", "content": "Lima."}]
+    ids, _ = encode_conversation(tokenizer, [*history, (question, "Lima.")])
+    assert reader.apply_chat_template(whole)["input_ids"] == ids
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "message"),
+    [
+        ([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}], {}, "no system message"),
+        ([{"role": "assistant", "content": "Hello!"}], {}, "the user first"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], {}, "speak in turn"),
+        ([{"role": "user", "content": "Hello!<|end|>"}], {}, r"must not contain <\|end\|>"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "must be text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], {}, "must be the user's"),
+        ([{"role": "user", "content": "a"}], {"tools": [{"type": "function"}]}, "tools"),
+    ],
+)
+def test_the_exported_chat_template_refuses_what_our_own_does_not_have(exported, messages, more, message):
+    reader = transformers.AutoTokenizer.from_pretrained(exported[0])
+    with pytest.raises(jinja2.TemplateError, match=message):
+        reader.apply_chat_template(messages, add_generation_prompt=True, **more)
+
+
+def test_an_exported_model_answers_many_prompts_at_once_and_in_a_pipeline_as_our_own(exported):
+    folder, model, tokenizer = exported
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert reader.pad_token_id == theirs.config.pad_token_id == tokenizer.special[PAD]
+    questions = ["What is the capital of Peru?", "Hello!"]
+    batch = reader.apply_chat_template(
+        [as_messages(question, []) for question in questions],
+        add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    prompts = [encode_prompt(tokenizer, question) for question in questions]
+    width = batch["input_ids"].shape[1]
+    assert batch["input_ids"][1].tolist() == [tokenizer.special[PAD]] * (width - len(prompts[1])) + prompts[1]
+    end, expected = tokenizer.special[END], generate(model, prompts, GREEDY, tokenizer.special[END])
+    answers = theirs.generate(**batch)[:, width:].tolist()
+    assert [answer[: answer.index(end) + 1] for answer in answers] == expected
+    pipeline = transformers.pipeline("text-generation", str(folder))
+    for question, answer in zip(questions, expected, strict=True):
+        said = pipeline(as_messages(question, []))[0]["generated_text"][-1]["content"]
+        assert said.strip() == decode_answer(tokenizer, answer)
 
 
 LLAMA = "llama, head of its own"
