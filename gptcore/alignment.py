@@ -109,7 +109,7 @@ def ballot_log_probabilities(model: Decoder, ballots: Sequence[Ballot]) -> Tenso
     count = len(pairs)
     pairs += [pairs[0]] * (-count % 8)  # few shapes, as in `pad_right`
     tokens, lengths = pad_right([prompt + answer for prompt, answer in pairs], model.config.context_length)
-    mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt, _ in pairs]), tokens.shape[1])
+    mask = answer_mask(lengths, lengths.new_tensor([len(prompt) for prompt, _ in pairs]), tokens.shape[1])
     return sequence_log_probabilities(model, tokens.to(model.device), mask.to(model.device))[:count]
 
 
@@ -132,7 +132,7 @@ def with_reference(reference: Decoder, ballots: Sequence[Ballot], batch_size: in
 def ballots_dpo_loss(model: Decoder, ballots: Sequence[ReferencedBallot], beta: float) -> Tensor:
     """DPO loss over all votes of some ballots."""
     own = ballot_log_probabilities(model, ballots)
-    reference = torch.tensor([value for ballot in ballots for value in ballot.reference], device=own.device)
+    reference = own.new_tensor([value for ballot in ballots for value in ballot.reference])
     starts = accumulate((len(ballot.answers) for ballot in ballots), initial=0)  # of each ballot among all answers
     votes = [
         (start + winner, start + loser)
@@ -443,10 +443,10 @@ class GroupPolicyGradient:
 
         sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
         tokens, lengths = pad_right(sequences, self.policy.config.context_length)
-        mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
-        finished = torch.tensor([answer[-1] == end for answer in answers])
+        mask = answer_mask(lengths, lengths.new_tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
+        finished = torch.tensor([answer[-1] == end for answer in answers], device="cpu")
         scores = score(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
-        own, reference = torch.zeros(2, *mask.shape)
+        own, reference = torch.zeros(2, *mask.shape, dtype=torch.float32, device="cpu")
         device = self.policy.device
         for rows in lengths.argsort(stable=True).split(config.minibatch_size):
             inputs, chosen = (part.to(device) for part in cut(rows, lengths, tokens, mask))
@@ -478,7 +478,7 @@ class GroupPolicyGradient:
         self.optimizer.param_groups[0]["lr"] = config.rate * factor
         # Answers of like length share a minibatch, for little padding.
         minibatches = rollout.lengths.argsort(stable=True).split(config.minibatch_size)
-        order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, 0))
+        order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, 0), device="cpu")
         if config.method == "grpo":
             for number, index in enumerate(order):
                 self._update(rollout, advantages, [minibatches[index]], iteration * 1000 + number)
@@ -575,7 +575,7 @@ def best_of_n(
     prompts, end = repeated(prompt_ids, n), tokenizer.special[END]
     answers = generate(model, prompts, SamplingConfig(), end, generator_for(seed))
     scores = score(reward_model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    unfinished = torch.tensor([answer[-1] != end for answer in answers])
+    unfinished = torch.tensor([answer[-1] != end for answer in answers], device="cpu")
     best = scores.masked_fill(unfinished, -math.inf).view(-1, n).argmax(dim=1)
     return [answers[group * n + index] for group, index in enumerate(best.tolist())]
 

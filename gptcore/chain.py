@@ -93,7 +93,7 @@ def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: i
         ids += tokenizer.encode(with_leading_space(document))
         if len(ids) >= count:
             break
-    return torch.tensor(ids[:count])
+    return torch.tensor(ids[:count], device="cpu")
 
 
 def train_tokenizer(seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE) -> Tokenizer:
@@ -414,7 +414,7 @@ class Chain:
             config = self.recipe.pretraining
             count = config.steps * self.recipe.batch_size * self.recipe.decoder.context_length
             return documents_as_tokens(tokenizer, pretraining_documents(self.seed), count)
-        ids = torch.tensor(tokenizer.encode(read_text(self.text)))
+        ids = torch.tensor(tokenizer.encode(read_text(self.text)), device="cpu")
         return ids[: len(ids) * 9 // 10]
 
     def _pretrain(self, tokenizer: Tokenizer) -> Decoder:

@@ -38,7 +38,7 @@ def bf16_is_fast() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix = torch.ones(256, 256, dtype=dtype, device="cpu")
         matrix @ matrix  # the first product chooses a kernel
         runs = []
         for _ in range(5):

@@ -93,7 +93,7 @@ class RewardModel(nn.Module):
         answer = features[:, :-1][said]
         logarithms = full_precision(self.trunk.head(few_shapes(answer))[: len(answer)]).log_softmax(dim=-1)
         chosen = logarithms.gather(1, tokens[:, 1:][said][:, None]).squeeze(1)
-        own = torch.zeros(said.shape, device=tokens.device).masked_scatter(said, -chosen)
+        own = chosen.new_zeros(said.shape).masked_scatter(said, -chosen)
         count = said.long().cumsum(dim=1).clamp(min=1)
         both = torch.stack((own.cummax(dim=1).values, own.cumsum(dim=1) / count), dim=-1)
         return F.pad(both, (0, 0, 1, 0))
@@ -106,7 +106,7 @@ class RewardModel(nn.Module):
             lengths: `(B,)` number of real tokens.
 
         Returns:
-            `(B,)` float32.
+            `(B,)`, float32 or the model's float64.
         """
         return self.values(tokens).gather(1, lengths[:, None] - 1).squeeze(1)
 
@@ -251,11 +251,11 @@ def pad_right(sequences: Sequence[Sequence[int]], longest: int) -> tuple[Tensor,
     Returns:
         ids `(B, T)` and lengths `(B,)`.
     """
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device="cpu")
     width = max(int(lengths.max()), min(-(-int(lengths.max()) // 16) * 16, longest))
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long, device="cpu")
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
+        ids[row, : len(sequence)] = torch.tensor(sequence, device="cpu")
     return ids, lengths
 
 
@@ -316,12 +316,12 @@ def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: in
     """Rewards `(N,)` of whole conversations, in their order."""
     model.eval()
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    rewards = torch.empty(len(sequences))
+    rewards = torch.empty(len(sequences), dtype=torch.float32, device="cpu")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         tokens, lengths = pad_right([sequences[i] for i in rows], model.config.context_length)
         with autocast():
-            rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).cpu()
+            rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).float().cpu()
     return rewards
 
 

@@ -34,7 +34,7 @@ def generator_for(*numbers: int) -> torch.Generator:
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def sample_windows(
@@ -60,8 +60,8 @@ def sample_windows(
             f"the text has {len(tokens)} tokens, a context of {context_length} needs at least {context_length + 1}: "
             "give a longer text or a smaller context length"
         )
-    starts = torch.randint(len(tokens) - context_length, (batch_size, 1), generator=generator)
-    indices = starts + torch.arange(context_length)  # (B, T)
+    starts = torch.randint(len(tokens) - context_length, (batch_size, 1), generator=generator, device=generator.device)
+    indices = starts + torch.arange(context_length, device=starts.device)  # (B, T)
     return tokens[indices], targets[indices + 1]
 
 
@@ -321,18 +321,6 @@ class TrainingConfig:
     seed: int = 0
     """Seed of everything random in the stage."""
 
-
-def parameter_groups(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
-    """Divide the parameters between Muon and AdamW; each goes to exactly one.
-
-    Returns:
-        Muon's matrices (none with `optimizer="adamw"`), and AdamW's groups.
-    """
-    matrices, embeddings, heads, scalars = [], [], [], []
-    for name, parameter in model.named_parameters():  # names each tied parameter once
-        if not parameter.requires_grad:
-            continue
-        if "embedding" in name or "positions" in name:
     def __post_init__(self) -> None:
         whole_numbers(self, "steps", "warmup_steps", at_least=0)
         whole_numbers(self, "seed")
@@ -346,6 +334,18 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.
         if len(decays) != 2 or not all(isinstance(decay, (int, float)) and 0 <= decay < 1 for decay in decays):
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
 
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:
+    """Divide the parameters between Muon and AdamW; each goes to exactly one.
+
+    Returns:
+        Muon's matrices (none with `optimizer="adamw"`), and AdamW's groups.
+    """
+    matrices, embeddings, heads, scalars = [], [], [], []
+    for name, parameter in model.named_parameters():  # names each tied parameter once
+        if not parameter.requires_grad:
+            continue
+        if "embedding" in name or "positions" in name:
             embeddings.append(parameter)
         elif "head" in name:
             heads.append(parameter)

@@ -383,9 +383,6 @@ def test_sizes_below_one_are_refused_by_name(name):
     [
         ({"width": 18}, "width 18 is not a multiple of 4 heads"),
         ({"key_value_heads": 3}, "4 query heads cannot share 3"),
-    ],
-)
-def test_shapes_that_cannot_work_are_refused_by_name(changes, message):
         ({"key_value_heads": 8}, "4 query heads cannot share 8"),
         ({"key_value_heads": 0}, "key_value_heads must be at least 1, got 0"),
         ({"hidden_width": 0}, "hidden_width must be at least 1, got 0"),
@@ -401,6 +398,9 @@ def test_shapes_that_cannot_work_are_refused_by_name(changes, message):
         ({"norm_epsilon": "1e-5"}, "norm_epsilon must be a number, got '1e-5'"),
         ({"rotary_base": 0}, "rotary_base must be above 0, got 0"),
         ({"rotary_base": math.inf}, "rotary_base must be a finite number, got inf"),
+    ],
+)
+def test_shapes_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         DecoderConfig(**SMALL | changes)
 

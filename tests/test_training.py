@@ -307,40 +307,6 @@ def test_the_cosine_schedule_equals_torchs():
         theirs.step()
 
 
-def test_an_unknown_schedule_is_refused_by_name():
-    with pytest.raises(ValueError, match="'sawtooth'.*cosine"):
-        schedule_factor(0, 10, "sawtooth")
-
-
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])
-def test_every_optimiser_group_follows_the_schedule(schedule):
-    config = TrainingConfig(
-        steps=8,
-        schedule=schedule,
-        warmup_steps=2,
-        decay_share=0.5,
-        matrix_rate=0.02,
-        embedding_rate=0.03,
-        head_rate=0.05,
-        scalar_rate=0.07,
-    )
-    trainer = Trainer(tiny_decoder(), random_batch, config)
-    seen = []
-
-    def look(report):
-        seen.append(report.rate_factor)
-        rates = sorted(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
-        assert rates == pytest.approx([rate * report.rate_factor for rate in (0.02, 0.03, 0.05, 0.07)])
-
-    trainer.run([look])
-    assert seen == pytest.approx([schedule_factor(i, 8, schedule, warmup_steps=2, decay_share=0.5) for i in range(8)])
-
-
-# --- Muon ----------------------------------------------------------------------------------------
-
-
-def muon_by_the_book(start, gradients, lr, momentum, weight_decay):
-    """One matrix, in float64, as Jordan's page writes it, with an exact-order polynomial."""
 def settings_that_cannot_work():
     for name in ("steps", "warmup_steps"):
         yield TrainingConfig, name, -1, "at least 0"
@@ -403,6 +369,40 @@ def test_settings_at_the_edge_of_what_works_are_accepted():
     GroupConfig(group_size=2, kl_coefficient=0)
 
 
+def test_an_unknown_schedule_is_refused_by_name():
+    with pytest.raises(ValueError, match="'sawtooth'.*cosine"):
+        schedule_factor(0, 10, "sawtooth")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])
+def test_every_optimiser_group_follows_the_schedule(schedule):
+    config = TrainingConfig(
+        steps=8,
+        schedule=schedule,
+        warmup_steps=2,
+        decay_share=0.5,
+        matrix_rate=0.02,
+        embedding_rate=0.03,
+        head_rate=0.05,
+        scalar_rate=0.07,
+    )
+    trainer = Trainer(tiny_decoder(), random_batch, config)
+    seen = []
+
+    def look(report):
+        seen.append(report.rate_factor)
+        rates = sorted(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        assert rates == pytest.approx([rate * report.rate_factor for rate in (0.02, 0.03, 0.05, 0.07)])
+
+    trainer.run([look])
+    assert seen == pytest.approx([schedule_factor(i, 8, schedule, warmup_steps=2, decay_share=0.5) for i in range(8)])
+
+
+# --- Muon ----------------------------------------------------------------------------------------
+
+
+def muon_by_the_book(start, gradients, lr, momentum, weight_decay):
+    """One matrix, in float64, as Jordan's page writes it, with an exact-order polynomial."""
     weight, buffer = start.double().clone(), torch.zeros_like(start, dtype=torch.float64)
     for gradient in gradients:
         gradient = gradient.double()
