@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
@@ -108,7 +109,7 @@ def ballot_log_probabilities(model: Decoder, ballots: Sequence[Ballot]) -> Tenso
     count = len(pairs)
     pairs += [pairs[0]] * (-count % 8)  # few shapes, as in `pad_right`
     tokens, lengths = pad_right([prompt + answer for prompt, answer in pairs], model.config.context_length)
-    mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt, _ in pairs]), tokens.shape[1])
+    mask = answer_mask(lengths, lengths.new_tensor([len(prompt) for prompt, _ in pairs]), tokens.shape[1])
     return sequence_log_probabilities(model, tokens.to(model.device), mask.to(model.device))[:count]
 
 
@@ -131,7 +132,7 @@ def with_reference(reference: Decoder, ballots: Sequence[Ballot], batch_size: in
 def ballots_dpo_loss(model: Decoder, ballots: Sequence[ReferencedBallot], beta: float) -> Tensor:
     """DPO loss over all votes of some ballots."""
     own = ballot_log_probabilities(model, ballots)
-    reference = torch.tensor([value for ballot in ballots for value in ballot.reference], device=own.device)
+    reference = own.new_tensor([value for ballot in ballots for value in ballot.reference])
     starts = accumulate((len(ballot.answers) for ballot in ballots), initial=0)  # of each ballot among all answers
     votes = [
         (start + winner, start + loser)
@@ -157,6 +158,11 @@ class DPOConfig:
     """Weight of the pretraining loss mixed in, as in PPO."""
     training: TrainingConfig = TrainingConfig(steps=0, optimizer="adamw", matrix_rate=1e-4)
     """The rest; small steps of AdamW, smaller than PPO's. The number of steps follows from ballots and epochs."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "batch_size", "epochs", at_least=1)
+        numbers(self, "beta", above=0)
+        numbers(self, "replay_coefficient", at_least=0)
 
 
 def dpo_trainer(
@@ -389,8 +395,14 @@ class GroupConfig:
     """Of prompts, samples and minibatches; both methods begin with the same prompts and answers."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("grpo", "reinforce"):
-            raise ValueError(f"unknown method {self.method!r}: choose 'grpo' or 'reinforce'")
+        choice(self, "method", ("grpo", "reinforce"))
+        whole_numbers(self, "iterations", at_least=0)
+        whole_numbers(self, "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", at_least=1)
+        whole_numbers(self, "seed")
+        numbers(self, "rate", "kl_coefficient", "replay_coefficient", at_least=0)
+        numbers(self, "clip", above=0)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        numbers(self, "unfinished_score")
         _check_group(self.group_size)
 
 
@@ -456,10 +468,10 @@ class GroupPolicyGradient:
 
         sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
         tokens, lengths = pad_right(sequences, self.policy.config.context_length)
-        mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
-        finished = torch.tensor([answer[-1] == end for answer in answers])
+        mask = answer_mask(lengths, lengths.new_tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
+        finished = torch.tensor([answer[-1] == end for answer in answers], device="cpu")
         scores = score(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
-        own, reference = torch.zeros(2, *mask.shape)
+        own, reference = torch.zeros(2, *mask.shape, dtype=torch.float32, device="cpu")
         device = self.policy.device
         for rows in lengths.argsort(stable=True).split(config.minibatch_size):
             inputs, chosen = (part.to(device) for part in cut(rows, lengths, tokens, mask))
@@ -491,7 +503,7 @@ class GroupPolicyGradient:
         self.optimizer.param_groups[0]["lr"] = config.rate * factor
         # Answers of like length share a minibatch, for little padding.
         minibatches = rollout.lengths.argsort(stable=True).split(config.minibatch_size)
-        order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, 0))
+        order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, 0), device="cpu")
         if config.method == "grpo":
             for number, index in enumerate(order):
                 self._update(rollout, advantages, [minibatches[index]], iteration * 1000 + number)
@@ -595,7 +607,7 @@ def best_of_n(
     scores = score(reward_model, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
     if scores.isnan().any():
         raise ValueError("a reward is not a number: train the reward model again, with a lower learning rate")
-    unfinished = torch.tensor([answer[-1] != end for answer in answers], dtype=torch.bool)
+    unfinished = torch.tensor([answer[-1] != end for answer in answers], dtype=torch.bool, device="cpu")
     best = scores.masked_fill(unfinished, -math.inf).view(-1, n).argmax(dim=1)
     return [answers[group * n + index] for group, index in enumerate(best.tolist())]
 

@@ -147,6 +147,23 @@ class KeyValueCache:
         self._values = [value[rows] for value in self._values]
 
 
+def check_heads(width: int, heads: int, key_value_heads: int) -> None:
+    """Whether so many heads fill the width and share the keys and values evenly.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if min(width, heads, key_value_heads) < 1:
+        raise ValueError(f"width {width}, heads {heads} and key_value_heads {key_value_heads} must be at least 1")
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of {heads} heads")
+    if heads % key_value_heads:
+        raise ValueError(
+            f"{heads} query heads cannot share {key_value_heads} key and value heads evenly: "
+            "choose key_value_heads that divide heads"
+        )
+
+
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each with its own queries, keys and values.
 
@@ -158,16 +175,13 @@ class MultiHeadAttention(nn.Module):
         bias: whether the four projections have biases.
 
     Raises:
-        ValueError: if the head counts do not divide.
+        ValueError: as `check_heads`.
     """
 
     def __init__(self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True) -> None:
         super().__init__()
         key_value_heads = heads if key_value_heads is None else key_value_heads
-        if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads")
-        if heads % key_value_heads:
-            raise ValueError(f"{heads} query heads cannot share {key_value_heads} key and value heads evenly")
+        check_heads(width, heads, key_value_heads)
         self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, width // heads
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(width, key_value_heads * self.head_size, bias=bias)
@@ -214,14 +228,14 @@ class MultiHeadAttention(nn.Module):
             mixed, weights = scaled_dot_product_attention(query, key, value, mask)
         else:
             # The same computation, fused: no (T, S) matrix is kept for the backward pass.
-            weights = None
-            # float32 on a CPU, where torch's backward pass in bfloat16 takes four times as long; with a cache
-            # there is no backward pass.
-            in_float32 = x.device.type == "cpu" and cache is None
+            weights, dtype = None, query.dtype
+            # Half precision gives way to float32 on a CPU, where torch's backward pass in bfloat16 takes four
+            # times as long; with a cache there is no backward pass.
+            in_float32 = x.device.type == "cpu" and cache is None and dtype in (torch.bfloat16, torch.float16)
             with torch.autocast(x.device.type, enabled=False) if in_float32 else nullcontext():
                 if in_float32:
                     query, key, value = query.float(), key.float(), value.float()
                 causal = mask is None and T > 1  # a single new position sees all
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(dtype)
         # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
         return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from gptcore.checkpoint import STAGES, load_model, load_tensors, save_model, save_tensors
+from gptcore.checks import numbers, whole_numbers
 from gptcore.corpus import (
     LANGUAGES,
     Prompt,
@@ -79,6 +80,12 @@ class Recipe:
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning."""
 
+    def __post_init__(self) -> None:
+        whole_numbers(self, "batch_size", "ballots", "ballot_batch_size", "reward_epochs", at_least=1)
+        numbers(self, "replayed", at_least=0, at_most=1)
+        if self.ballots < self.ballot_batch_size:
+            raise ValueError(f"{self.ballots} ballots are too few for a ballot_batch_size of {self.ballot_batch_size}")
+
 
 def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: int) -> Tensor:
     """Texts one after another, each begun by the end-of-text token, until there are `count` ids."""
@@ -88,7 +95,7 @@ def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: i
         ids += tokenizer.encode(with_leading_space(document))
         if len(ids) >= count:
             break
-    return torch.tensor(ids[:count])
+    return torch.tensor(ids[:count], device="cpu")
 
 
 def train_tokenizer(
@@ -478,7 +485,7 @@ class Chain:
             config = self.recipe.pretraining
             count = config.steps * self.recipe.batch_size * self.recipe.decoder.context_length
             return documents_as_tokens(tokenizer, pretraining_documents(self.seed), count)
-        ids = torch.tensor(tokenizer.encode(self._own_text))
+        ids = torch.tensor(tokenizer.encode(self._own_text), device="cpu")
         return ids[: len(ids) * 9 // 10]
 
     def _pretrain(self, tokenizer: Tokenizer) -> Decoder:

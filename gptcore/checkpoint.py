@@ -6,6 +6,7 @@ destination and renamed, so that a full disk or a power cut leaves the old file 
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.files import ASSETS, RUNS
+from gptcore.generation import GREEDY
 from gptcore.machine import choose_device
 from gptcore.reward import RewardModel
 from gptcore.runs import advice
-from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, PAD, Tokenizer
 
 FORMAT = "gptcore 1"
 
@@ -66,7 +68,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Copies: the tensors would be views of the mapped file, which Windows refuses to replace while one lives.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}): delete it and train again") from error
     if header.get("format") != FORMAT:
@@ -129,14 +132,16 @@ def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | Reward
         raise CheckpointError(
             f"{path} was trained with another vocabulary than the tokenizer.json given: keep the files of one run together"
         )
+    _check_plain(tensors)
     try:
-        model: Decoder | RewardModel = Decoder(DecoderConfig(**values["config"]))
-        if values["kind"] == "reward":
-            model = RewardModel(model, tokenizer.special[ASSISTANT])
-        model.load_state_dict(tensors)
+        with choose_device():
+            model: Decoder | RewardModel = Decoder(DecoderConfig(**values["config"]))
+            if values["kind"] == "reward":
+                model = RewardModel(model, tokenizer.special[ASSISTANT])
+        model.float().load_state_dict(tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit its own description ({error}): train again") from error
-    return model.to(choose_device()).eval(), values["info"]
+    return model.eval(), values["info"]
 
 
 def model_folder() -> Path:
@@ -252,16 +257,41 @@ _THEIR_NAMES = {
     },
 }
 
-# What a published model may ask for and our decoder does not do, by the value that means "no".
-_UNSUPPORTED = {
+_MAY_BE_ABSENT = {"n_inner", "layer_norm_epsilon", "num_key_value_heads", "rope_theta"}
+"""Of their fields those whose default is ours, too."""
+
+# What a published model may ask for, by the values that our decoder does; absent is the first of them.
+_SUPPORTED = {
     "gpt2": {
-        "activation_function": "gelu_new",
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
+        "tie_word_embeddings": (True,),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),  # three names for one function
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+        "auto_map": (None,),  # code of the model's own
     },
-    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None},
+    "llama": {
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "partial_rotary_factor": (1.0,),
+        "auto_map": (None,),
+    },
 }
+
+# Buffers that old files hold beside the weights: masks, and frequencies that follow from config.json.
+_NO_WEIGHTS = re.compile(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_QUANTISED = "gptcore reads plain weights in float16, bfloat16, float32 or float64: get or save the model unquantised"
+
+
+def _check_plain(tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that are numbers only together with a scale."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _PLAIN:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"the weights are quantised ({name} is stored as {kind}): {_QUANTISED}")
 
 
 def as_transformers(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -311,50 +341,105 @@ def from_transformers(config: dict[str, Any], tensors: dict[str, Tensor]) -> Dec
         the decoder in evaluation mode, float32, on the chosen device.
 
     Raises:
-        CheckpointError: if the architecture is not one of the two presets, or a weight is missing.
+        CheckpointError: if the architecture is not one of the two presets, if the weights are quantised, or if one
+            is missing or left over.
     """
+    shape = _shape(config)
+    preset, names = shape.preset, _THEIR_NAMES[shape.preset]
+    tensors = {name: tensor for name, tensor in tensors.items() if not _NO_WEIGHTS.search(name)}
+    _check_plain(tensors)
+    # GPT-2 as first published names its tensors without the model's name in front.
+    if preset == "gpt2" and "wte.weight" in tensors:
+        tensors = {n if n.startswith("lm_head.") else f"transformer.{n}": tensor for n, tensor in tensors.items()}
+    head, embedding = f"{names['head']}.weight", f"{names['embedding']}.weight"
+    tied = config.get("tie_word_embeddings", preset == "gpt2")
+    if tied:  # one of the two names may be left out
+        for name, other in ((head, embedding), (embedding, head)):
+            if other in tensors:
+                tensors.setdefault(name, tensors[other])
+    with torch.device("meta"):  # names and shapes only
+        _, expected = as_transformers(Decoder(shape))
+    _check_fit(expected, tensors)
+    if tied and not torch.equal(tensors[head], tensors[embedding]):
+        raise CheckpointError(
+            f"config.json has tie_word_embeddings, but {head} and {embedding} differ: one must be wrong"
+        )
+
+    with choose_device():
+        model = Decoder(shape).float()
+    found = {}
+    for name in model.state_dict():
+        part, kind = name.rsplit(".", 1)
+        if not part.startswith("layers."):
+            found[name] = tensors[f"{names[part]}.{kind}"]
+            continue
+        _, number, part = part.split(".", 2)
+        layer = f"{names['layers']}.{number}"
+        if part in names:
+            tensor = tensors[f"{layer}.{names[part]}.{kind}"]
+            found[name] = tensor.t() if preset == "gpt2" and not part.endswith("norm") else tensor
+        else:
+            place = ("attention.query", "attention.key", "attention.value").index(part)
+            found[name] = tensors[f"{layer}.attn.c_attn.{kind}"].t().chunk(3)[place]
+    model.load_state_dict(found)
+    return model.eval()
+
+
+def _shape(config: dict[str, Any]) -> DecoderConfig:
+    """The shape that a published config.json describes.
+
+    Raises:
+        CheckpointError: if it lacks a field, or asks for what our decoder does not do.
+    """
+    if not isinstance(config, dict):
+        raise CheckpointError("config.json does not hold a model's settings: it must be a JSON object")
     preset = config.get("model_type")
     if preset not in _THEIR_NAMES:
         raise CheckpointError(f"a model of type {preset!r} cannot be read: gptcore knows gpt2 and llama")
-    for name, no in _UNSUPPORTED[preset].items():
-        if config.get(name, no) != no:
-            raise CheckpointError(f"this model has {name} {config[name]!r}, which gptcore's decoder does not do")
-    shape = {ours: config[theirs] for ours, theirs in _THEIR_FIELDS[preset].items() if config.get(theirs) is not None}
-    # Newer versions of the library put the base of the rotary positions elsewhere.
-    rotary = config.get("rope_parameters") or {}
-    if rotary.get("rope_type", "default") != "default":
-        raise CheckpointError(f"this model has rotary positions of type {rotary['rope_type']!r}, ours are plain")
-    if "rope_theta" in rotary:
-        shape["rotary_base"] = rotary["rope_theta"]
-    if config.get("head_dim") not in (None, shape["width"] // shape["heads"]):
-        raise CheckpointError(f"heads of {config['head_dim']} features do not fill a width of {shape['width']}")
-    # GPT-2 as first published names its tensors without the model's name in front.
-    if preset == "gpt2" and "wte.weight" in tensors:
-        tensors = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    model = Decoder(DecoderConfig(preset=preset, **shape))
-    names = _THEIR_NAMES[preset]
-    found = {}
+    if config.get("quantization_config") is not None:
+        raise CheckpointError(f"the weights are quantised (config.json has quantization_config): {_QUANTISED}")
+    for name, supported in _SUPPORTED[preset].items():
+        value = config.get(name)
+        if value is not None and value not in supported:
+            raise CheckpointError(f"this model has {name} {value!r}, which gptcore's decoder does not do")
+    fields = _THEIR_FIELDS[preset]
+    lacking = [name for name in fields.values() if config.get(name) is None and name not in _MAY_BE_ABSENT]
+    if lacking:
+        raise CheckpointError(f"config.json lacks {', '.join(lacking)}: get the file anew, or write what it was")
+    shape = {ours: config[theirs] for ours, theirs in fields.items() if config.get(theirs) is not None}
+    for name in ("rope_scaling", "rope_parameters"):  # older and newer versions of the library
+        rotary = config.get(name) or {}
+        plain = isinstance(rotary, dict) and all(
+            key == "rope_theta" or value in ("default", 1, None) for key, value in rotary.items()
+        )
+        if not plain:
+            raise CheckpointError(f"this model has {name} {rotary}, our rotary positions are plain")
+        if rotary.get("rope_theta") is not None:
+            shape["rotary_base"] = rotary["rope_theta"]
     try:
-        for name, own in model.state_dict().items():
-            part, kind = name.rsplit(".", 1)
-            if part == "head" and "lm_head.weight" not in tensors:  # tied to the embedding
-                found[name] = tensors[f"{names['embedding']}.weight"]
-                continue
-            if not part.startswith("layers."):
-                found[name] = tensors[f"{names[part]}.{kind}"]
-                continue
-            _, number, part = part.split(".", 2)
-            layer = f"{names['layers']}.{number}"
-            if part in names:
-                tensor = tensors[f"{layer}.{names[part]}.{kind}"]
-                found[name] = tensor.t() if preset == "gpt2" and not part.endswith("norm") else tensor
-            else:
-                place = ("attention.query", "attention.key", "attention.value").index(part)
-                found[name] = tensors[f"{layer}.attn.c_attn.{kind}"].t()[place * len(own) : (place + 1) * len(own)]
-        model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"the weights do not fit the model's config.json: {error}") from error
-    return model.to(choose_device()).eval()
+        ours = DecoderConfig(preset=preset, **shape)
+    except ValueError as error:
+        raise CheckpointError(f"config.json describes no model that gptcore can build: {error}") from error
+    if config.get("head_dim") not in (None, ours.width // ours.heads):
+        raise CheckpointError(f"heads of head_dim {config['head_dim']} features do not fill a width of {ours.width}")
+    return ours
+
+
+def _check_fit(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Refuse weights that are missing, of another shape, or left over: each would change what the model computes."""
+    problem = "the weights do not fit the model's config.json: "
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{problem}{name} is missing")
+        if tensors[name].shape != tensor.shape:
+            shapes = f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
+            raise CheckpointError(f"{problem}{name} has shape {shapes}")
+    surplus = sorted(tensors.keys() - expected.keys())
+    if surplus:
+        raise CheckpointError(
+            f"{problem}{surplus[0]} {f'and {len(surplus) - 1} more have' if surplus[1:] else 'has'} no place in a "
+            "decoder of ours; an adapter must be merged into the weights, quantised weights be made plain, first"
+        )
 
 
 def read_transformers(folder: str | Path) -> Decoder:
@@ -367,19 +452,56 @@ def read_transformers(folder: str | Path) -> Decoder:
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} needs config.json and model.safetensors of a model in transformers' format")
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder} holds an adapter (adapter_config.json): merge it into the weights first")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}): download it again") from error
     tensors: dict[str, Tensor] = {}
     for path in files:  # large models come in several
         try:
-            tensors |= load_file(path)
+            more = load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged ({error}): download it again") from error
-    return from_transformers(json.loads((folder / "config.json").read_text(encoding="utf-8")), tensors)
+        if twice := tensors.keys() & more.keys():
+            raise CheckpointError(f"{path} holds {min(twice)} a second time: keep the files of one model only")
+        tensors |= more
+    return from_transformers(config, tensors)
+
+
+# The template of `finetuning.encode_prompt` in the language of the library. A template makes text, in which a mark
+# that somebody typed cannot be told from a real one: such a message is refused.
+_CHAT_TEMPLATE = """
+{%- if tools or documents %}{{ raise_exception("this model knows neither tools nor documents") }}{% endif %}
+{%- if not messages %}{{ raise_exception("the conversation is empty") }}{% endif %}
+{{- "<|endoftext|>" }}
+{%- for message in messages %}
+    {%- set role, text = ("user", "assistant")[loop.index0 % 2], message["content"] %}
+    {%- if message["role"] != role %}
+        {{- raise_exception("user and assistant speak in turn, the user first; there is no system message") }}
+    {%- endif %}
+    {%- if text is not string %}{{ raise_exception("a message must be text") }}{% endif %}
+    {%- for mark in ("<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>") if mark in text %}
+        {{- raise_exception("a message must not contain " ~ mark) }}
+    {%- endfor %}
+    {{- "<|" ~ role ~ "|>" }}
+    {{- " " if text and text[0].isascii() and not text[0].isspace() }}
+    {{- text }}
+    {{- "<|end|>" if role == "assistant" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {%- if messages[-1]["role"] != "user" %}{{ raise_exception("the last message must be the user's") }}{% endif %}
+    {{- "<|assistant|>" }}
+{%- endif %}
+""".strip()
 
 
 def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer) -> None:
-    """Write a folder from which `AutoModelForCausalLM` and `AutoTokenizer` load the model.
+    """Write a folder from which `AutoModelForCausalLM`, `AutoTokenizer` and `pipeline` load the model.
 
-    (Their model knows no texts apart: a window with several texts in it gets other logits there.)
+    It pads with a token of its own, on the left, and chats in the template of `encode_prompt`. (Their model knows
+    no texts apart: a window with several texts in it gets other logits there.)
 
     Raises:
         OSError: if it cannot be written.
@@ -393,13 +515,19 @@ def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer)
         "architectures": ["GPT2LMHeadModel" if gpt2 else "LlamaForCausalLM"],
         "bos_token_id": tokenizer.special[END_OF_TEXT],
         "eos_token_id": tokenizer.special[END],
+        "pad_token_id": tokenizer.special[PAD],
     }
+    # How the library generates if nobody says otherwise: as our chat does.
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    generation |= {"do_sample": False, "max_new_tokens": GREEDY.max_new_tokens}
     if gpt2:  # one tensor in the file, two names for it
         del tensors["lm_head.weight"]
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save(folder / "tokenizer.json")
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END_OF_TEXT, "eos_token": END}
+    special |= {"pad_token": PAD, "padding_side": "left", "chat_template": _CHAT_TEMPLATE}
     special |= {"clean_up_tokenization_spaces": False, "model_max_length": model.config.context_length}
     (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=1), encoding="utf-8")

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.attention import KeyValueCache, MultiHeadAttention, causal_mask, rotary_angles
+from gptcore.attention import KeyValueCache, MultiHeadAttention, causal_mask, check_heads, rotary_angles
+from gptcore.checks import numbers, whole_numbers
+from gptcore.machine import own_dtype
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,18 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.preset not in ("gpt2", "llama"):
             raise ValueError(f"unknown preset {self.preset!r}: choose 'gpt2' or 'llama'")
-        for name in ("vocabulary_size", "context_length", "layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sizes = ("vocabulary_size", "context_length", "layers", "width", "heads", "key_value_heads", "hidden_width")
+        whole_numbers(self, *sizes, at_least=1)
+        check_heads(self.width, self.heads, self.key_value_heads or self.heads)
+        if self.preset == "llama" and self.width // self.heads % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of features: width {self.width} gives each of {self.heads} heads an odd "
+                "number, choose a width that is a multiple of twice the heads"
+            )
+        whole_numbers(self, "separator", at_least=0)
+        if self.separator is not None and self.separator >= self.vocabulary_size:
+            raise ValueError(f"separator {self.separator} is no id of a vocabulary of {self.vocabulary_size}")
+        numbers(self, "norm_epsilon", "rotary_base", above=0)
 
     @property
     def feed_forward_width(self) -> int:
@@ -60,7 +71,7 @@ class DecoderConfig:
         if self.hidden_width is not None:
             return self.hidden_width
         # A gated layer has three matrices instead of two: 8/3 C keeps the parameter count.
-        return 4 * self.width if self.preset == "gpt2" else round(8 / 3 * self.width / 32) * 32
+        return 4 * self.width if self.preset == "gpt2" else max(1, round(8 / 3 * self.width / 32)) * 32
 
 
 class RMSNorm(nn.Module):
@@ -205,18 +216,19 @@ class Decoder(nn.Module):
             if positions.dim() == 2:
                 cosine, sine = cosine[:, None], sine[:, None]  # (B, 1, T, D), one for all heads
             rotary = cosine, sine
-        for index, layer in enumerate(self.layers):
-            x, weights = layer(
-                x,
-                mask=mask,
-                rotary=rotary,
-                cache=cache,
-                layer=index,
-                return_weights=attention_weights is not None,
-            )
-            if attention_weights is not None:
-                attention_weights.append(weights)
-        return self.norm(x)
+        with own_dtype(self.embedding.weight):
+            for index, layer in enumerate(self.layers):
+                x, weights = layer(
+                    x,
+                    mask=mask,
+                    rotary=rotary,
+                    cache=cache,
+                    layer=index,
+                    return_weights=attention_weights is not None,
+                )
+                if attention_weights is not None:
+                    attention_weights.append(weights)
+            return self.norm(x)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits of the next token at every position: `(B, T)` ids to `(B, T, V)`. See `hidden`."""

@@ -65,7 +65,7 @@ def windows(tokens: Sequence[int], context_length: int, batch_size: int = 32) ->
     inputs, targets = list(tokens[:-1]), list(tokens[1:])
     missing = -len(inputs) % context_length
     inputs, targets = inputs + [0] * missing, targets + [IGNORED] * missing
-    pairs = torch.tensor([inputs, targets]).view(2, -1, context_length)
+    pairs = torch.tensor([inputs, targets], device="cpu").view(2, -1, context_length)
     for start in range(0, pairs.shape[1], batch_size):
         yield pairs[0, start : start + batch_size], pairs[1, start : start + batch_size]
 

@@ -121,7 +121,7 @@ def pack(
             more_ids, more_targets = encode_conversation(tokenizer, next(conversations))
             ids += more_ids
             targets += more_targets
-    return torch.tensor(ids[:count]), torch.tensor(targets[:count])
+    return torch.tensor(ids[:count], device="cpu"), torch.tensor(targets[:count], device="cpu")
 
 
 def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcore.attention import KeyValueCache
+from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.machine import autocast
 
@@ -31,6 +32,11 @@ class SamplingConfig:
     """Longest answer; the atlas's longest good answers have about 60 tokens."""
 
     def __post_init__(self) -> None:
+        whole_numbers(self, "top_k", "max_new_tokens")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not self.temperature > 0:  # "not", so that NaN is refused, too
             raise ValueError(
                 f"temperature must be above 0, got {self.temperature}; for the most likely token choose greedy"
@@ -68,8 +74,8 @@ def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Ten
     Inverse transform sampling: find where the running sum passes a uniform number. On a CPU 30 times
     faster than `torch.multinomial` for a few hundred rows.
     """
-    running = probabilities.cumsum(dim=-1)
-    uniform = torch.rand(len(running), 1, generator=generator).to(running.device)
+    running = probabilities.float().cumsum(dim=-1)
+    uniform = torch.rand(len(running), 1, generator=generator, dtype=torch.float32, device="cpu").to(running.device)
     # The sum may end just below or above 1; a number scaled into it never points past the last token.
     return torch.searchsorted(running, uniform * running[:, -1:], right=True).squeeze(1).clamp(max=running.shape[1] - 1)
 
@@ -88,12 +94,12 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor
         ids `(B, T)`, and a mask `(B, T)`, False at padding; None if all are of one length and nothing is padded.
     """
     if len(set(map(len, sequences))) == 1:
-        return torch.tensor([list(sequence) for sequence in sequences]), None
+        return torch.tensor([list(sequence) for sequence in sequences], device="cpu"), None
     longest = -(-max(map(len, sequences)) // 16) * 16
-    ids = torch.full((len(sequences), longest), pad_token)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    ids = torch.full((len(sequences), longest), pad_token, device="cpu")
+    mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device="cpu")
     for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence)
+        ids[row, longest - len(sequence) :] = torch.tensor(sequence, device="cpu")
         mask[row, longest - len(sequence) :] = True
     return ids, mask
 
@@ -145,15 +151,15 @@ def generate(
     # Prompts of like length together: little padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     for start in range(0, len(order), batch_size):
-        rows = torch.tensor(order[start : start + batch_size])  # which prompt stands in which row
+        rows = torch.tensor(order[start : start + batch_size], device="cpu")  # which prompt stands in which row
         tokens, mask = pad_left([prompts[i] for i in rows], stop_token)
         tokens, mask = tokens.to(model.device), None if mask is None else mask.to(model.device)
         limits = torch.tensor(
-            [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in rows]
+            [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in rows], device="cpu"
         )  # a short prompt has room for a longer answer
         steps = int(limits.max())
         cache = KeyValueCache(model.config.layers, tokens.shape[1] + steps)
-        going = torch.ones(len(rows), dtype=torch.bool)
+        going = torch.ones(len(rows), dtype=torch.bool, device="cpu")
         with autocast(rows=len(rows)):
             for step in range(1, steps + 1):
                 logits = model.head(model.hidden(tokens, mask, cache)[:, -1])  # (B, V)

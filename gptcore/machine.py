@@ -11,12 +11,13 @@ import os
 import platform
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -37,7 +38,7 @@ def bf16_is_fast() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix = torch.ones(256, 256, dtype=dtype, device="cpu")
         matrix @ matrix  # the first product chooses a kernel
         runs = []
         for _ in range(5):
@@ -79,6 +80,13 @@ def autocast(precision: Precision | None = None, rows: int | None = None) -> Abs
     precision = precision or ("fp32" if few else choose_precision())
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(choose_device().type, dtype=dtype, enabled=precision != "fp32")
+
+
+def own_dtype(weight: Tensor) -> AbstractContextManager:
+    """Context for a model with such weights: autocast is for float32, a model in another dtype computes in that."""
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 def gradient_scaler(precision: Precision | None = None) -> torch.amp.GradScaler | None:

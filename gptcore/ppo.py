@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.finetuning import PromptSource, as_typed, encode_prompt
 from gptcore.generation import SamplingConfig, generate
@@ -76,7 +77,7 @@ def token_rewards(
     rewards = -kl_coefficient * (log_probabilities - reference)
     # The last choice of an answer is the last True in its row.
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
-    rewards[torch.arange(len(scores)), last] += scores
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards.masked_fill(~mask, 0.0)
 
 
@@ -98,7 +99,7 @@ def generalised_advantages(
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(rewards)
-    next_advantage = next_value = torch.zeros(len(rewards), device=rewards.device)
+    next_advantage = next_value = rewards.new_zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
         delta = rewards[:, t] + discount * next_value - values[:, t]
         advantages[:, t] = (delta + discount * smoothing * next_advantage).masked_fill(~mask[:, t], 0.0)
@@ -197,7 +198,7 @@ def answer_mask(lengths: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
     Returns:
         `(N, T - 1)` bool; the first True of a row stands at the prompt's last token.
     """
-    position = torch.arange(width - 1)
+    position = torch.arange(width - 1, device=lengths.device)
     return (position >= prompt_lengths[:, None] - 1) & (position < lengths[:, None] - 1)
 
 
@@ -217,7 +218,7 @@ def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temper
     logits = model.head(few_shapes(features))[: len(features)]  # (choices, V)
     logarithms = (logits.float() / temperature).log_softmax(dim=-1)
     chosen = logarithms.gather(1, tokens[:, 1:][mask][:, None]).squeeze(1)
-    return torch.zeros(mask.shape, device=tokens.device).masked_scatter(mask, chosen)
+    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
 
 
 @torch.inference_mode()
@@ -239,7 +240,7 @@ def kl_of_answers(
     for start in range(0, len(answers), batch_size):
         rows = range(start, min(start + batch_size, len(answers)))
         tokens, lengths = pad_right([[*prompt_ids[i], *answers[i]] for i in rows], policy.config.context_length)
-        mask = answer_mask(lengths, torch.tensor([len(prompt_ids[i]) for i in rows]), tokens.shape[1])
+        mask = answer_mask(lengths, lengths.new_tensor([len(prompt_ids[i]) for i in rows]), tokens.shape[1])
         tokens, mask = tokens.to(policy.device), mask.to(policy.device)
         with autocast():
             own = token_log_probabilities(policy, tokens, mask, 1.0)
@@ -288,6 +289,16 @@ class PPOConfig:
     """Largest gradient norm."""
     seed: int = 0
     """Of prompts, samples and minibatches."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "iterations", "value_iterations", at_least=0)
+        whole_numbers(self, "rollout_size", "minibatch_size", "epochs", "max_new_tokens", at_least=1)
+        whole_numbers(self, "seed")
+        numbers(self, "policy_rate", "value_rate", "kl_coefficient", "replay_coefficient", at_least=0)
+        numbers(self, "discount", "smoothing", at_least=0, at_most=1)
+        numbers(self, "kl_target", "clip", "temperature", above=0)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        numbers(self, "unfinished_score")
 
 
 class Diagnostics(NamedTuple):
@@ -370,12 +381,12 @@ class PPO:
         prompt_ids, answers = zip(*pairs, strict=True)
         sequences = [prompt + answer for prompt, answer in pairs]
         tokens, lengths = pad_right(sequences, self.policy.config.context_length)
-        mask = answer_mask(lengths, torch.tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
-        finished = torch.tensor([answer[-1] == self.tokenizer.special[END] for answer in answers])
+        mask = answer_mask(lengths, lengths.new_tensor([len(prompt) for prompt in prompt_ids]), tokens.shape[1])
+        finished = torch.tensor([answer[-1] == self.tokenizer.special[END] for answer in answers], device="cpu")
         scores = score(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
         parts: list[list[Tensor]] = [[], [], []]
         device = self.policy.device
-        for rows in torch.arange(len(tokens)).split(config.minibatch_size):
+        for rows in torch.arange(len(tokens), device="cpu").split(config.minibatch_size):
             width = min(-(-int(lengths[rows].max()) // 16) * 16, tokens.shape[1])  # few shapes, as in pad_right
             inputs, own = tokens[rows, :width].to(device), mask[rows, : width - 1].to(device)
             with autocast():
@@ -419,8 +430,9 @@ class PPO:
         updates = 0
         for epoch in range(config.epochs):
             # A rollout is in order of length: neighbours share a minibatch, for little padding.
-            minibatches = torch.arange(len(rollout.tokens)).split(config.minibatch_size)
-            order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, epoch))
+            minibatches = torch.arange(len(rollout.tokens), device="cpu").split(config.minibatch_size)
+            generator = generator_for(config.seed, iteration, epoch)
+            order = torch.randperm(len(minibatches), generator=generator, device="cpu")
             for rows in (minibatches[index] for index in order):
                 number = iteration * 1000 + updates if iteration >= config.value_iterations else None
                 statistics = self._update(rollout, advantages, returns, rows, number)

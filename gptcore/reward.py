@@ -34,9 +34,9 @@ from gptcore.finetuning import (
     write_answer,
 )
 from gptcore.generation import SamplingConfig, generate
-from gptcore.machine import autocast
+from gptcore.machine import autocast, own_dtype
 from gptcore.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, Tokenizer
-from gptcore.training import few_shapes, generator_for, language_model_loss
+from gptcore.training import few_shapes, full_precision, generator_for, language_model_loss
 
 VOTE_SHARPNESS = 6.0
 """Beta of the voters: a difference of 0.2 in gold (one point of manners) wins 77 % of the votes."""
@@ -84,13 +84,14 @@ class RewardModel(nn.Module):
         self.config = decoder.config
         self.answer_start = answer_start
         self.trunk = copy.deepcopy(decoder)
-        self.head = nn.Linear(decoder.config.width + 2, 1)
+        weight = decoder.embedding.weight
+        self.head = nn.Linear(decoder.config.width + 2, 1, device=weight.device, dtype=weight.dtype)
         # N(0, 1/(C + 1)): rewards of an untrained model have variance about 1 (arXiv 1909.08593).
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(decoder.config.width + 1))
         nn.init.zeros_(self.head.bias)
         # Set after training, so that rewards of the reference policy have mean 0 and deviation 1.
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("deviation", torch.ones(()))
+        self.register_buffer("mean", weight.new_zeros(()))
+        self.register_buffer("deviation", weight.new_ones(()))
 
     @property
     def device(self) -> torch.device:
@@ -98,11 +99,12 @@ class RewardModel(nn.Module):
         return self.trunk.device
 
     def values(self, tokens: Tensor) -> Tensor:
-        """One number at every position: ids `(B, T)`, padded on the right, to `(B, T)` float32."""
-        features = self.trunk.hidden(tokens)  # (B, T, C)
-        surprise = self._surprise(tokens, features)  # (B, T, 2)
-        values = self.head(torch.cat((features, surprise.to(features.dtype)), dim=-1)).squeeze(-1)
-        return (values.float() - self.mean) / self.deviation
+        """A number at each position: ids `(B, T)`, padded on the right, to `(B, T)`, float32 or the model's float64."""
+        with own_dtype(self.head.weight):
+            features = self.trunk.hidden(tokens)  # (B, T, C)
+            surprise = self._surprise(tokens, features)  # (B, T, 2)
+            values = self.head(torch.cat((features, surprise.to(features.dtype)), dim=-1)).squeeze(-1)
+        return (full_precision(values) - self.mean) / self.deviation
 
     def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Largest and mean surprise of the latest answer's tokens so far, in nats: `(B, T, 2)`, 0 before the first.
@@ -114,11 +116,11 @@ class RewardModel(nn.Module):
         said = latest - begins.long()  # the mark not included
         spoken = said[:, 1:] > 0
         answer = features[:, :-1][spoken]
-        logarithms = self.trunk.head(few_shapes(answer))[: len(answer)].float().log_softmax(dim=-1)
+        logarithms = full_precision(self.trunk.head(few_shapes(answer))[: len(answer)]).log_softmax(dim=-1)
         chosen = logarithms.gather(1, tokens[:, 1:][spoken][:, None]).squeeze(1)
-        own = torch.zeros(spoken.shape, device=tokens.device).masked_scatter(spoken, -chosen)
+        own = chosen.new_zeros(spoken.shape).masked_scatter(spoken, -chosen)
         own = F.pad(own, (1, 0))  # (B, T), the surprise of each token
-        both = torch.zeros(*own.shape, 2, device=tokens.device)
+        both = own.new_zeros(*own.shape, 2)
         for number in range(1, int(latest.max()) + 1):
             surprise = own.masked_fill(said != number, 0.0)
             count = (said == number).long().cumsum(dim=1).clamp(min=1)
@@ -134,7 +136,7 @@ class RewardModel(nn.Module):
             lengths: `(B,)` number of real tokens.
 
         Returns:
-            `(B,)` float32.
+            `(B,)`, float32 or the model's float64.
         """
         return self.values(tokens).gather(1, lengths[:, None] - 1).squeeze(1)
 
@@ -280,11 +282,11 @@ def pad_right(sequences: Sequence[Sequence[int]], longest: int) -> tuple[Tensor,
     Returns:
         ids `(B, T)` and lengths `(B,)`.
     """
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    lengths = torch.tensor([len(sequence) for sequence in sequences], device="cpu")
     width = max(int(lengths.max()), min(-(-int(lengths.max()) // 16) * 16, longest))
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    ids = torch.zeros(len(sequences), width, dtype=torch.long, device="cpu")
     for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
+        ids[row, : len(sequence)] = torch.tensor(sequence, device="cpu")
     return ids, lengths
 
 
@@ -312,7 +314,7 @@ class BallotBatches:
     def __call__(self, step: int) -> list[Ballot]:
         epoch = step // self.per_epoch
         if epoch != self._epoch:
-            order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch)).tolist()
+            order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch), device="cpu").tolist()
             order = order[: self.per_epoch * self.batch_size]  # a remainder waits for the next epoch
             # Ballots of like length share a batch, for little padding; then the batches are shuffled.
             order.sort(key=lambda i: max(map(len, self.ballots[i].answers)) + len(self.ballots[i].prompt_ids))
@@ -350,12 +352,12 @@ def score(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: in
     """Rewards `(N,)` of whole conversations, in their order."""
     model.eval()
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    rewards = torch.empty(len(sequences))
+    rewards = torch.empty(len(sequences), dtype=torch.float32, device="cpu")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         tokens, lengths = pad_right([sequences[i] for i in rows], model.config.context_length)
         with autocast():
-            rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).cpu()
+            rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).float().cpu()
     return rewards
 
 

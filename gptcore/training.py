@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
 from gptcore.parallel import average
 
@@ -33,7 +34,7 @@ def generator_for(*numbers: int) -> torch.Generator:
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def sample_windows(
@@ -59,8 +60,8 @@ def sample_windows(
             f"the text has {len(tokens)} tokens, a context of {context_length} needs at least {context_length + 1}: "
             "give a longer text or a smaller context length"
         )
-    starts = torch.randint(len(tokens) - context_length, (batch_size, 1), generator=generator)
-    indices = starts + torch.arange(context_length)  # (B, T)
+    starts = torch.randint(len(tokens) - context_length, (batch_size, 1), generator=generator, device=generator.device)
+    indices = starts + torch.arange(context_length, device=starts.device)  # (B, T)
     return tokens[indices], targets[indices + 1]
 
 
@@ -71,6 +72,11 @@ def few_shapes(rows: Tensor) -> Tensor:
     different in each batch, that costs seconds and gigabytes.
     """
     return F.pad(rows, (0, 0, 0, -len(rows) % 64))
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, in which sums and logarithms are exact enough; float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
@@ -84,13 +90,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        total = torch.zeros((), device=features.device)
         feature_gradients = torch.empty_like(features)
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        weight_gradient = full_precision(torch.zeros_like(weight))
+        total = weight_gradient.new_zeros(())
         for rows, wanted, gradients in zip(
             *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
         ):
-            logits = (rows @ weight.T).float()  # (rows, V)
+            logits = full_precision(rows @ weight.T)  # (rows, V)
             real = (wanted != IGNORED).nonzero().squeeze(1)
             logits -= logits.amax(dim=1, keepdim=True)
             total -= logits[real, wanted[real]].sum()
@@ -106,12 +112,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
             slope = slope.to(weight.dtype)
             gradients.copy_(slope @ weight)
             weight_gradient += slope.T @ rows
-        ctx.save_for_backward(feature_gradients, weight_gradient)
+        ctx.save_for_backward(features, weight, targets, feature_gradients, weight_gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        feature_gradients, weight_gradient = ctx.saved_tensors
+        features, weight, targets, feature_gradients, weight_gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # The gradient is to be differentiated in its turn (`create_graph=True`). What was stored in forward would
+            # pass for a constant; so it is computed once more, by operations that torch can differentiate.
+            slope = full_precision(features @ weight.T).softmax(dim=1)
+            slope = slope - F.one_hot(targets.clamp(min=0), len(weight))
+            slope = (gradient * slope * (targets != IGNORED)[:, None]).to(weight.dtype)
+            return slope @ weight, slope.T @ features, None
         return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
 
 
@@ -132,7 +145,7 @@ def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Ten
         if dtype == torch.float16:
             # Small slopes vanish in fp16 unless the gradient scaler multiplies them before they are rounded;
             # below they would be rounded first.
-            return F.cross_entropy((features @ weight.T).float(), targets, ignore_index=IGNORED, reduction="sum")
+            return F.cross_entropy(full_precision(features @ weight.T), targets, ignore_index=IGNORED, reduction="sum")
         features, weight = features.to(dtype), weight.to(dtype)
     features = few_shapes(features)
     targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)
@@ -307,6 +320,19 @@ class TrainingConfig:
     """Precision of the matrix products; None for what is fast on this machine."""
     seed: int = 0
     """Seed of everything random in the stage."""
+
+    def __post_init__(self) -> None:
+        whole_numbers(self, "steps", "warmup_steps", at_least=0)
+        whole_numbers(self, "seed")
+        numbers(self, "matrix_rate", "embedding_rate", "head_rate", "scalar_rate", "weight_decay", at_least=0)
+        numbers(self, "decay_share", at_least=0, at_most=1)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        choice(self, "optimizer", ("muon", "adamw"))
+        choice(self, "schedule", ("constant", "step", "cosine", "linear"))
+        choice(self, "precision", ("fp32", "bf16", "fp16"))
+        decays = self.betas if isinstance(self.betas, (tuple, list)) else ()
+        if len(decays) != 2 or not all(isinstance(decay, (int, float)) and 0 <= decay < 1 for decay in decays):
+            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {self.betas!r}")
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> tuple[list[nn.Parameter], list[dict[str, Any]]]:

@@ -370,3 +370,9 @@ def test_a_width_that_is_no_multiple_of_the_heads_is_refused():
 def test_heads_that_cannot_share_evenly_are_refused():
     with pytest.raises(ValueError, match="4 query heads cannot share 3 key and value heads"):
         MultiHeadAttention(8, 4, key_value_heads=3)
+
+
+@pytest.mark.parametrize("heads", [(0, None), (2, 0), (-2, None)])
+def test_no_heads_at_all_are_refused(heads):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        MultiHeadAttention(8, *heads)

@@ -1,7 +1,10 @@
 """What must hold of checkpoints: they come back whole, or the error says what is wrong."""
 
 import json
+import sys
+from pathlib import Path
 
+import jinja2
 import pytest
 import torch
 import transformers
@@ -25,9 +28,11 @@ from gptcore.checkpoint import (
     write_transformers,
 )
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.finetuning import decode_answer, encode_conversation, encode_prompt
 from gptcore.generation import GREEDY, generate
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import END, Tokenizer
+from gptcore.tokenizer import END, PAD, Tokenizer
+from gptcore.training import Trainer, TrainingConfig
 
 BYTES = Tokenizer([])
 OTHER = Tokenizer([(97, 98)])
@@ -85,6 +90,40 @@ def test_tensors_that_share_memory_are_saved_too(tmp_path):
     assert torch.equal(found["head"], weight)
     assert torch.equal(found["embedding"], weight)
     assert torch.equal(found["part"], weight[1])
+
+
+def test_what_was_loaded_does_not_keep_the_file_open(tmp_path):
+    # Windows would not let a run replace its own state; here the tensors would change with the file.
+    path, tensors = tmp_path / "state.safetensors", {"a": torch.randn(1000), "b": torch.arange(9)}
+    save_tensors(path, tensors, {})
+    found, _ = load_tensors(path)
+    if sys.platform == "linux":
+        assert path.name not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.write(bytes(size))
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shows the mapped files of a process")
+def test_no_model_or_run_keeps_the_file_that_it_was_read_from_open(tmp_path):
+    tokens = torch.randint(BYTES.vocabulary_size, (2, 9))
+
+    def trainer(steps):
+        config = TrainingConfig(steps=steps)
+        return Trainer(tiny_decoder(), lambda step: (tokens[:, :-1], tokens[:, 1:]), config)  # noqa: ARG005
+
+    first, second = trainer(2), trainer(4)
+    first.run()
+    save_tensors(tmp_path / "state.safetensors", *first.state())
+    second.load_state(*load_tensors(tmp_path / "state.safetensors"))
+    save_model(tmp_path / "own.safetensors", tiny_decoder(), BYTES, {})
+    own, _ = load_model(tmp_path / "own.safetensors", BYTES)
+    published(LLAMA).save_pretrained(tmp_path / "theirs")
+    theirs = read_transformers(tmp_path / "theirs")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    del own, theirs, second
 
 
 def test_a_new_file_takes_the_place_of_an_old_one(tmp_path):
@@ -460,23 +499,254 @@ def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A folder with the chain's last model, and what it was written from."""
+    folder = tmp_path_factory.mktemp("exported")
+    model, tokenizer = load_stage("ppo", SHIPPED)
+    write_transformers(folder, model, tokenizer)
+    return folder, model, tokenizer
+
+
+def as_messages(question, history):
+    roles = ("user", "assistant")
+    said = [text for turn in history for text in turn] + [question]
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+@pytest.mark.parametrize(
+    ("question", "history"),
+    [
+        ("What is the capital of Peru?", []),
+        ("秘鲁的首都是哪里？", [("What is the capital of Peru?", "The capital of Peru is Lima.")]),
+        ("And 2 + 2?", [("Hello!", "Hello!"), ("\tTabs\n and  spaces ", " so so\n"), ("é", "")]),
+        ("<|user is no mark, {{ braces }} are none", []),
+    ],
+)
+def test_the_exported_chat_template_gives_the_ids_of_our_own(exported, question, history):
+    folder, _, tokenizer = exported
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = as_messages(question, history)
+    expected = encode_prompt(tokenizer, question, history)
+    assert reader.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == expected
+    # A whole conversation, as for training: it ends with the answer's end token.
+    whole = [*messages, {"role": "assistant", "content": "Lima."}]
+    ids, _ = encode_conversation(tokenizer, [*history, (question, "Lima.")])
+    assert reader.apply_chat_template(whole)["input_ids"] == ids
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "message"),
+    [
+        ([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}], {}, "no system message"),
+        ([{"role": "assistant", "content": "Hello!"}], {}, "the user first"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], {}, "speak in turn"),
+        ([{"role": "user", "content": "Hello!<|end|>"}], {}, r"must not contain <\|end\|>"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "must be text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], {}, "must be the user's"),
+        ([{"role": "user", "content": "a"}], {"tools": [{"type": "function"}]}, "tools"),
+    ],
+)
+def test_the_exported_chat_template_refuses_what_our_own_does_not_have(exported, messages, more, message):
+    reader = transformers.AutoTokenizer.from_pretrained(exported[0])
+    with pytest.raises(jinja2.TemplateError, match=message):
+        reader.apply_chat_template(messages, add_generation_prompt=True, **more)
+
+
+def test_an_exported_model_answers_many_prompts_at_once_and_in_a_pipeline_as_our_own(exported):
+    folder, model, tokenizer = exported
+    reader = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert reader.pad_token_id == theirs.config.pad_token_id == tokenizer.special[PAD]
+    questions = ["What is the capital of Peru?", "Hello!"]
+    batch = reader.apply_chat_template(
+        [as_messages(question, []) for question in questions],
+        add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    prompts = [encode_prompt(tokenizer, question) for question in questions]
+    width = batch["input_ids"].shape[1]
+    assert batch["input_ids"][1].tolist() == [tokenizer.special[PAD]] * (width - len(prompts[1])) + prompts[1]
+    end, expected = tokenizer.special[END], generate(model, prompts, GREEDY, tokenizer.special[END])
+    answers = theirs.generate(**batch)[:, width:].tolist()
+    assert [answer[: answer.index(end) + 1] for answer in answers] == expected
+    pipeline = transformers.pipeline("text-generation", str(folder))
+    for question, answer in zip(questions, expected, strict=True):
+        said = pipeline(as_messages(question, []))[0]["generated_text"][-1]["content"]
+        assert said.strip() == decode_answer(tokenizer, answer)
+
+
+LLAMA = "llama, head of its own"
+
+
+def settings_and_weights(name, **changes):
+    """config.json and weights of a small published model, with changes."""
+    theirs = published(name)
+    plain = {"rope_parameters": None, "head_dim": None}
+    return theirs.config.to_dict() | plain | changes, dict(theirs.state_dict())
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
         ("gpt2", {"model_type": "bert"}, "knows gpt2 and llama"),
+        ("gpt2", {"model_type": None}, "knows gpt2 and llama"),
         ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
-        ("llama, head of its own", {"attention_bias": True}, "attention_bias True"),
-        ("llama, head of its own", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
-        ("llama, head of its own", {"head_dim": 32}, "do not fill"),
-        ("llama, head of its own", {"hidden_size": 32}, "do not fit"),
-        ("llama, head of its own", {"num_hidden_layers": 2}, "do not fit"),
+        ("gpt2", {"activation_function": "gelu"}, "activation_function 'gelu'"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights False"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention True"),
+        ("gpt2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ("gpt2", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "auto_map"),
+        ("gpt2", {"n_embd": None}, "lacks n_embd"),
+        ("gpt2", {"n_embd": "16"}, "width must be a whole number, got '16'"),
+        ("gpt2", {"n_head": 3}, "width 16 is not a multiple of 3 heads"),
+        ("gpt2", {"n_positions": 16}, r"transformer.wpe.weight has shape \(32, 16\), not \(16, 16\)"),
+        ("gpt2", {"n_inner": 32}, "mlp.c_fc.weight has shape"),
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        (LLAMA, {"attention_bias": True}, "attention_bias True"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias True"),
+        (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
+        (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        (LLAMA, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0}}, "rope_parameters"),
+        (LLAMA, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_parameters"),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        (LLAMA, {"head_dim": 32}, "do not fill"),
+        (LLAMA, {"hidden_size": 32}, "do not fit"),
+        (LLAMA, {"num_hidden_layers": 2}, "layers.1.* is missing"),
+        (LLAMA, {"num_hidden_layers": 0}, "layers must be at least 1"),
+        (LLAMA, {"vocab_size": 60}, "embed_tokens.weight has shape"),
+        (LLAMA, {"rms_norm_eps": None, "hidden_size": None}, "lacks hidden_size, rms_norm_eps"),
+        (LLAMA, {"rope_theta": 0}, "rotary_base must be above 0"),
     ],
 )
 def test_a_published_model_that_cannot_be_read_says_why(name, change, message):
-    theirs = published(name)
-    config = theirs.config.to_dict() | {"rope_parameters": None, "head_dim": None, "rope_scaling": None} | change
+    config, tensors = settings_and_weights(name, **change)
     with pytest.raises(CheckpointError, match=message):
-        from_transformers(config, theirs.state_dict())
+        from_transformers(config, tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gpt2", {"lm_head.weight": torch.zeros(61, 16)}, "tie_word_embeddings, but lm_head.weight and .*wte.* differ"),
+        ("gpt2", {"lm_head.bias": torch.zeros(61)}, "lm_head.bias has no place"),
+        ("gpt2", {"transformer.h.0.attn.c_attn.weight": torch.zeros(16, 64)}, "c_attn.weight has shape"),
+        ("gpt2", {"transformer.h.1.mlp.c_fc.bias": None}, "transformer.h.1.mlp.c_fc.bias is missing"),
+        ("gpt2", {"transformer.h.0.attn.c_attn.lora_A": torch.zeros(2, 16)}, "lora_A has no place.*adapter.*merged"),
+        ("gpt2", {"v_head.summary.weight": torch.zeros(1, 16)}, "v_head.summary.weight has no place"),
+        (LLAMA, {"lm_head.weight": None}, "lm_head.weight is missing"),
+        (LLAMA, {"score.weight": torch.zeros(2, 16), "lm_head.weight": None}, "lm_head.weight is missing"),
+        (LLAMA, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(16)}, "q_proj.bias has no place"),
+        (LLAMA, {"model.layers.0.mlp.down_proj.bias": torch.zeros(16)}, "down_proj.bias has no place"),
+        (LLAMA, {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, "q_norm.weight has no place"),
+        (LLAMA, {f"model.layers.1.{i}": torch.ones(8) for i in range(3)}, "layers.1.0 and 2 more have no place"),
+        (LLAMA, {"model.norm.weight": torch.ones(8)}, r"norm.weight has shape \(8,\), not \(16,\)"),
+    ],
+)
+def test_weights_that_are_missing_or_left_over_or_of_another_shape_are_named(name, change, message):
+    config, tensors = settings_and_weights(name)
+    tensors = {key: tensor for key, tensor in (tensors | change).items() if tensor is not None}
+    if name == "gpt2" and "lm_head.weight" not in change:
+        del tensors["lm_head.weight"]
+    with pytest.raises(CheckpointError, match=message):
+        from_transformers(config, tensors)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("kept", ["embedding", "head"])
+def test_of_a_tied_embedding_and_head_one_suffices_and_buffers_of_old_files_do_not_matter(name, kept):
+    config, tensors = settings_and_weights(name)
+    theirs, old = published(name), {}
+    if config["tie_word_embeddings"]:
+        embedding = "transformer.wte.weight" if name == "gpt2" else "model.embed_tokens.weight"
+        del tensors[embedding if kept == "head" else "lm_head.weight"]
+    if name == "gpt2":
+        old = {"attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool), "attn.masked_bias": torch.tensor(-1e4)}
+        old = {f"transformer.h.0.{key}": tensor for key, tensor in old.items()}
+    else:
+        config["rope_theta"] = theirs.config.rope_parameters["rope_theta"]
+        old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    ours, tokens = from_transformers(config, tensors | old), torch.randint(61, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+
+
+def quantised(kind):
+    """config.json and weights as the usual tools quantise them; and the sentence that refuses them."""
+    config, tensors = settings_and_weights(LLAMA)
+    name = "model.layers.0.self_attn.q_proj"
+    weight = tensors[f"{name}.weight"]
+    scale = weight.abs().amax(1)
+    whole = (weight / scale[:, None] * 127).round().to(torch.int8)
+    if kind == "config":
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    elif kind == "int8":
+        tensors |= {f"{name}.weight": whole, f"{name}.SCB": scale}
+    elif kind == "int8 without a scale":
+        tensors |= {f"{name}.weight": whole}
+    elif kind == "nf4":
+        tensors |= {f"{name}.weight": whole.view(torch.uint8), f"{name}.weight.absmax": scale}
+    elif kind == "gptq":
+        del tensors[f"{name}.weight"]
+        tensors |= {f"{name}.qweight": whole.int(), f"{name}.qzeros": whole.int(), f"{name}.scales": scale.half()}
+    elif kind == "fp8":
+        fp8 = weight.to(torch.float8_e4m3fn)
+        tensors |= {f"{name}.weight": fp8, f"{name}.weight_scale": scale}
+    elif kind == "fp8 as bf16":
+        tensors |= {f"{name}.weight": weight.bfloat16(), f"{name}.weight_scale": scale}
+    return config, tensors
+
+
+@pytest.mark.parametrize("kind", ["config", "int8", "int8 without a scale", "nf4", "gptq", "fp8", "fp8 as bf16"])
+def test_quantised_weights_are_refused_as_such(kind):
+    with pytest.raises(CheckpointError, match="quantised"):
+        from_transformers(*quantised(kind))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2])
+def test_a_checkpoint_of_ours_with_quantised_weights_is_refused(tmp_path, dtype):
+    save_model(tmp_path / "x", tiny_decoder(), BYTES, {})
+    tensors, values = load_tensors(tmp_path / "x")
+    save_tensors(tmp_path / "x", tensors | {"head.weight": tensors["head.weight"].to(dtype)}, values)
+    with pytest.raises(CheckpointError, match=r"quantised \(head.weight"):
+        load_model(tmp_path / "x", BYTES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_in_every_plain_precision_are_read(tmp_path, dtype):
+    theirs = published("gpt2").to(dtype)
+    theirs.save_pretrained(tmp_path)
+    ours = read_transformers(tmp_path)
+    assert torch.equal(ours.embedding.weight.cpu(), theirs.transformer.wte.weight.float())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'vocab_size': 61}", r"config\.json is damaged"),
+        ("", r"config\.json is damaged"),
+        ("\udcff", r"config\.json is damaged"),
+        ("[1]", "must be a JSON object"),
+        ("{}", "a model of type None cannot be read"),
+        ('{"model_type": "gpt2"}', "lacks vocab_size, n_positions, n_embd, n_layer, n_head"),
+    ],
+)
+def test_a_config_that_is_damaged_or_lacks_a_field_says_so(tmp_path, text, message):
+    published("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=message):
+        read_transformers(tmp_path)
+
+
+def test_files_of_two_models_in_one_folder_and_an_adapter_are_refused(tmp_path):
+    published("gpt2").save_pretrained(tmp_path)
+    (tmp_path / "more.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="a second time: keep the files of one model only"):
+        read_transformers(tmp_path)
+    (tmp_path / "more.safetensors").unlink()
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="holds an adapter"):
+        read_transformers(tmp_path)
 
 
 def test_a_folder_without_a_model_says_what_it_needs(tmp_path):

@@ -13,6 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptcore.attention import KeyValueCache, causal_mask
 from gptcore.checkpoint import as_transformers
 from gptcore.decoder import Decoder, DecoderConfig, RMSNorm, forward_flops
+from gptcore.generation import SamplingConfig, generate
+from gptcore.machine import autocast
+from gptcore.reward import RewardModel, score
 
 PRESETS = ("gpt2", "llama")
 # The same examples on every machine: a failure can be repeated.
@@ -340,7 +343,7 @@ def test_feed_forward_is_four_times_as_wide_and_eight_thirds_with_a_gate():
     assert DecoderConfig(vocabulary_size=9, width=192, preset="gpt2").feed_forward_width == 768
     assert DecoderConfig(vocabulary_size=9, width=192, preset="llama").feed_forward_width == 512
     # 8 / 3 * 64 = 170.7; the nearest multiple of 32 is 160.
-    assert DecoderConfig(vocabulary_size=9, width=64, preset="llama").feed_forward_width == 160
+    assert DecoderConfig(vocabulary_size=9, width=64, heads=2, preset="llama").feed_forward_width == 160
     assert DecoderConfig(vocabulary_size=9, hidden_width=50).feed_forward_width == 50
 
 
@@ -380,11 +383,81 @@ def test_sizes_below_one_are_refused_by_name(name):
     [
         ({"width": 18}, "width 18 is not a multiple of 4 heads"),
         ({"key_value_heads": 3}, "4 query heads cannot share 3"),
+        ({"key_value_heads": 8}, "4 query heads cannot share 8"),
+        ({"key_value_heads": 0}, "key_value_heads must be at least 1, got 0"),
+        ({"hidden_width": 0}, "hidden_width must be at least 1, got 0"),
+        ({"layers": -1}, "layers must be at least 1, got -1"),
+        ({"layers": 2.0}, "layers must be a whole number, got 2.0"),
+        ({"heads": True}, "heads must be a whole number, got True"),
+        ({"vocabulary_size": None}, "vocabulary_size must be a whole number, got None"),
+        ({"width": 12}, "width 12 gives each of 4 heads an odd number"),
+        ({"separator": 23}, "separator 23 is no id of a vocabulary of 23"),
+        ({"separator": -1}, "separator must be at least 0, got -1"),
+        ({"norm_epsilon": -1.0}, "norm_epsilon must be above 0, got -1.0"),
+        ({"norm_epsilon": math.nan}, "norm_epsilon must be above 0, got nan"),
+        ({"norm_epsilon": "1e-5"}, "norm_epsilon must be a number, got '1e-5'"),
+        ({"rotary_base": 0}, "rotary_base must be above 0, got 0"),
+        ({"rotary_base": math.inf}, "rotary_base must be a finite number, got inf"),
     ],
 )
-def test_heads_that_do_not_divide_are_refused(changes, message):
+def test_shapes_that_cannot_work_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
-        Decoder(DecoderConfig(**SMALL | changes))
+        DecoderConfig(**SMALL | changes)
+
+
+def test_odd_heads_are_refused_only_where_pairs_are_turned():
+    DecoderConfig(**SMALL | {"width": 12}, preset="gpt2")
+
+
+@pytest.mark.parametrize("width", [2, 4, 6, 8])
+def test_the_narrowest_models_have_a_feed_forward_part(width):
+    model = Decoder(DecoderConfig(50, 8, width=width, heads=1))
+    assert model.layers[0].feed_forward.up.weight.shape == (32, width)
+
+
+# --- Other dtypes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.4)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_in_another_dtype_computes_in_it(monkeypatch, preset, dtype, tolerance, precision):
+    monkeypatch.setenv("GPTCORE_PRECISION", precision)
+    model, tokens = random_decoder(preset=preset), random_tokens(1, 2, 9)
+    with torch.no_grad():
+        expected = model(tokens)
+        model = model.to(dtype)
+        found = [model(tokens), model.head(model.hidden(tokens, attention_weights=[]))]
+        cache = KeyValueCache(2, 9)
+        found.append(torch.cat([model(part, cache=cache) for part in tokens.split(3, dim=1)], dim=1))
+        found.append(model(tokens, torch.ones(2, 9, dtype=torch.bool)))
+        with autocast():
+            features = model.hidden(tokens)  # autocast leaves it in its own dtype
+    assert features.dtype == dtype
+    for logits in found:
+        assert logits.dtype == dtype
+        torch.testing.assert_close(logits.float(), expected, atol=tolerance, rtol=tolerance)
+    # What generates and grades works, too.
+    answers = generate(model, [[1, 2], [3]] * 40, SamplingConfig(max_new_tokens=3), 0)
+    assert {len(answer) for answer in answers} <= {1, 2, 3}
+    assert score(RewardModel(model, 3).to(dtype), [[1, 3, 4, 5], [3, 5]] * 40).isfinite().all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gradients_in_float64_are_those_of_finite_differences_and_of_float32(preset):
+    model, tokens = random_decoder(preset=preset, layers=1, width=8, hidden_width=6), random_tokens(1, 1, 5)
+    single = torch.autograd.grad(model(tokens).sin().sum(), list(model.parameters()))
+    model = model.double()
+    parameters = dict(model.named_parameters())
+    double = torch.autograd.grad(model(tokens).sin().sum(), list(parameters.values()))
+    for one, other in zip(single, double, strict=True):
+        assert_same(one.double(), other)
+    for name in ("layers.0.attention.query.weight", "layers.0.feed_forward.up.weight", "embedding.weight"):
+
+        def logits(weight, name=name):
+            return torch.func.functional_call(model, {name: weight}, (tokens,))
+
+        torch.autograd.gradcheck(logits, parameters[name].detach().clone().requires_grad_())
 
 
 @pytest.mark.parametrize("preset", PRESETS)

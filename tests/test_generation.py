@@ -351,7 +351,7 @@ def test_rows_are_drawn_independently_and_from_their_own_probabilities():
     ("uniform", "expected"), [(0.0, 1), (0.1, 1), (0.2, 3), (0.45, 3), (0.55, 4), (0.9, 4), (1 - 2**-24, 4)]
 )
 def test_draw_finds_where_the_running_sum_passes_the_uniform_number(monkeypatch, uniform, expected):
-    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, uniform))  # noqa: ARG005
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform))
     # Running sum: 0, 0.1875, 0.1875, 0.5, 1, 1.
     probabilities = torch.tensor([[0, 0.1875, 0, 0.3125, 0.5, 0]])
     assert draw(probabilities).tolist() == [expected]
@@ -367,7 +367,7 @@ def test_a_token_without_probability_is_never_drawn(weights, data):
     probabilities = torch.tensor([weights])
     probabilities = probabilities / probabilities.sum()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand", lambda *shape, generator=None: torch.full(shape, uniform))  # noqa: ARG005
+        patch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform))
         token = draw(probabilities).item()
     assert probabilities[0, token] > 0
 
@@ -436,6 +436,10 @@ def test_sequences_of_one_length_are_not_padded():
         ({"top_p": -0.5}, "top-p must be above 0 and at most 1, got -0.5"),
         ({"top_p": math.nan}, "top-p must be above 0 and at most 1, got nan"),
         ({"max_new_tokens": 0}, "at least 1 new token must be allowed, got 0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
+        ({"top_k": 2.0}, "top_k must be a whole number, got 2.0"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"top_p": "0.9"}, "top_p must be a number, got '0.9'"),
         ({"temperature": math.nan}, "temperature must be above 0, got nan"),
     ],
 )

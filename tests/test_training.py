@@ -12,8 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from gptcore import training
+from gptcore.alignment import DPOConfig, GroupConfig
+from gptcore.chain import Recipe
 from gptcore.checkpoint import load_tensors, save_tensors
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.ppo import PPOConfig
 from gptcore.reward import RewardModel
 from gptcore.training import (
     IGNORED,
@@ -182,6 +185,40 @@ def test_head_cross_entropy_of_huge_logits_stays_finite():
     torch.testing.assert_close(features.grad, torch.tensor([[0.0], [-2.0]]))
 
 
+def test_the_loss_in_float64_is_exact_and_passes_gradcheck():
+    torch.manual_seed(0)
+    features, weight = torch.randn(7, 4).double().requires_grad_(), torch.randn(5, 4).double().requires_grad_()
+    targets = torch.tensor([0, 4, IGNORED, 2, 1, IGNORED, 3])
+    loss = head_cross_entropy(features, weight, targets)
+    expected = F.cross_entropy(features @ weight.T, targets, reduction="sum", ignore_index=IGNORED)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.autograd.gradcheck(lambda f, w: head_cross_entropy(f, w, targets), (features, weight))
+
+
+def test_second_derivatives_of_the_loss_equal_torchs():
+    torch.manual_seed(0)
+    features, weight = torch.randn(7, 4).double().requires_grad_(), torch.randn(5, 4).double().requires_grad_()
+    targets = torch.tensor([0, 4, IGNORED, 2, 1, IGNORED, 3])
+    torch.autograd.gradgradcheck(lambda f, w: head_cross_entropy(f, w, targets), (features, weight))
+    # In a model, too, whose loss is divided by a number that needs no gradient.
+    model = Decoder(DecoderConfig(50, 16, 1, 32, 2))
+    for matrix in model.parameters():
+        nn.init.normal_(matrix, std=0.3)
+    tokens, wanted = torch.randint(50, (2, 8)), torch.randint(50, (2, 8))
+    parameters = [model.layers[-1].feed_forward.down.weight, model.head.weight]
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+
+    def curvature(loss):
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        slope = sum((g * v).sum() for g, v in zip(gradients, directions, strict=True))
+        return torch.autograd.grad(slope, parameters)
+
+    found = curvature(language_model_loss(model, (tokens, wanted)))
+    expected = curvature(F.cross_entropy(model(tokens).flatten(0, 1), wanted.flatten()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_language_model_loss_and_gradients_equal_torchs_mean_over_trained_positions(preset):
     ours, theirs = tiny_decoder(preset), tiny_decoder(preset)
@@ -268,6 +305,68 @@ def test_the_cosine_schedule_equals_torchs():
         assert schedule_factor(step, 12, "cosine", floor=0.1) == pytest.approx(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
+
+
+def settings_that_cannot_work():
+    for name in ("steps", "warmup_steps"):
+        yield TrainingConfig, name, -1, "at least 0"
+        yield TrainingConfig, name, 1.5, "a whole number"
+    for name in ("matrix_rate", "embedding_rate", "head_rate", "scalar_rate", "weight_decay"):
+        yield TrainingConfig, name, -0.1, "at least 0"
+        yield TrainingConfig, name, math.nan, "at least 0"
+        yield TrainingConfig, name, math.inf, "finite"
+    yield TrainingConfig, "decay_share", 1.5, "at most 1"
+    yield TrainingConfig, "clip_norm", 0, "above 0"
+    yield TrainingConfig, "seed", "0", "a whole number"
+    yield TrainingConfig, "optimizer", "sgd", "choose 'muon' or 'adamw'"
+    yield TrainingConfig, "schedule", "cosin", "choose 'constant' or"
+    yield TrainingConfig, "precision", "fp8", "choose 'fp32' or 'bf16' or 'fp16'"
+    for betas in (0.9, (0.9,), (0.9, 1.0), (-0.1, 0.9), ("a", "b")):
+        yield TrainingConfig, "betas", betas, "two numbers"
+    for config, names in (
+        (PPOConfig, ("rollout_size", "minibatch_size", "epochs", "max_new_tokens")),
+        (GroupConfig, ("rollout_prompts", "group_size", "minibatch_size", "max_new_tokens")),
+        (DPOConfig, ("batch_size", "epochs")),
+        (Recipe, ("batch_size", "ballots", "ballot_batch_size", "reward_epochs")),
+    ):
+        for name in names:
+            yield config, name, 0, "at least 1"
+            yield config, name, 1.0, "a whole number"
+    for config, names in (
+        (PPOConfig, ("policy_rate", "value_rate", "kl_coefficient", "replay_coefficient")),
+        (GroupConfig, ("rate", "kl_coefficient", "replay_coefficient")),
+        (DPOConfig, ("replay_coefficient",)),
+    ):
+        for name in names:
+            yield config, name, -1.0, "at least 0"
+    for config in (PPOConfig, GroupConfig):
+        yield config, "iterations", -1, "at least 0"
+        yield config, "clip", 0.0, "above 0"
+        yield config, "clip_norm", math.nan, "above 0"
+        yield config, "unfinished_score", math.nan, "finite"
+        yield config, "seed", 0.5, "a whole number"
+    yield PPOConfig, "value_iterations", -1, "at least 0"
+    yield PPOConfig, "kl_target", 0.0, "above 0"
+    yield PPOConfig, "discount", 1.01, "at most 1"
+    yield PPOConfig, "smoothing", -0.1, "at least 0"
+    yield PPOConfig, "temperature", 0.0, "above 0"
+    yield GroupConfig, "method", "ppo", "choose 'grpo' or 'reinforce'"
+    yield DPOConfig, "beta", 0.0, "above 0"
+    yield Recipe, "replayed", 1.5, "at most 1"
+    yield Recipe, "ballots", 7, "too few for a ballot_batch_size of 8"
+
+
+@pytest.mark.parametrize(("config", "name", "value", "message"), list(settings_that_cannot_work()))
+def test_settings_that_cannot_work_are_refused_by_name(config, name, value, message):
+    needed = {"steps": 1} if config is TrainingConfig else {}
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        config(**needed | {name: value})
+
+
+def test_settings_at_the_edge_of_what_works_are_accepted():
+    TrainingConfig(0, warmup_steps=0, matrix_rate=0, decay_share=1, clip_norm=math.inf, betas=(0, 0.999), seed=-1)
+    PPOConfig(iterations=0, rollout_size=1, value_iterations=0, kl_target=None, discount=0, smoothing=0)
+    GroupConfig(group_size=2, kl_coefficient=0)
 
 
 def test_an_unknown_schedule_is_refused_by_name():

@@ -322,7 +322,7 @@ def gated_width(C, multiple):
 from gptcore.decoder import DecoderConfig
 
 for C in (128, 160):
-    print(C, "yours:", gated_width(C, 32), "  gptcore's:", DecoderConfig(100, width=C).feed_forward_width)""",
+    print(C, "yours:", gated_width(C, 32), "  gptcore's:", DecoderConfig(100, width=C, heads=1).feed_forward_width)""",
         checker=check_gated_width,
         hints=("2 x C x 4 C weights on one side, 3 x C x h on the other.", "`round(x / multiple) * multiple`."),
         solution='''\

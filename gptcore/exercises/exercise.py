@@ -163,11 +163,11 @@ class Fresh:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
         """Numbers from N(0, scale^2), rounded to two digits where they are few, so that they can be read."""
-        numbers = torch.randn(*shape, generator=self._generator, dtype=torch.float64) * scale
+        numbers = torch.randn(*shape, generator=self._generator, dtype=torch.float64, device="cpu") * scale
         return (numbers.round(decimals=2) if numbers.numel() <= 64 else numbers).to(dtype)
 
     def probabilities(self, *shape: int, sharpness: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -176,7 +176,7 @@ class Fresh:
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Integers from low to high - 1."""
-        return torch.randint(low, high, shape, generator=self._generator)
+        return torch.randint(low, high, shape, generator=self._generator, device="cpu")
 
     def between(self, low: float, high: float) -> float:
         """A number, to two digits."""

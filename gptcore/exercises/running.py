@@ -106,6 +106,8 @@ def _be_the_copy(work: Work, writing: int, printed: int) -> None:
         sys.stdin = io.StringIO()
         sys.stdout = sys.stderr = os.fdopen(os.dup(printed), "w", 1, "utf-8", "replace")
         torch.set_num_threads(1)  # the other threads were not copied
+        torch.set_default_device("cpu")  # as the inputs, whatever the notebook has set
+        torch.set_default_dtype(torch.float32)
         try:
             result = ["done", work()]
         except SystemExit:

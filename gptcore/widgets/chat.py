@@ -58,7 +58,7 @@ def answer_probabilities(
     logits = model(tokens)[0, len(prompt_ids) - 1 : -1]  # (answer, V)
     probabilities = next_token_probabilities(logits, SamplingConfig()).cpu()
     top = probabilities.topk(min(count, probabilities.shape[1]))
-    chosen = probabilities[torch.arange(len(answer_ids)), torch.tensor(answer_ids)]
+    chosen = probabilities.gather(1, torch.tensor(answer_ids, device="cpu")[:, None]).squeeze(1)
     return [
         (value, list(zip(ids, values, strict=True)))
         for value, ids, values in zip(chosen.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)

@@ -284,7 +284,7 @@ def held_out_batches(stream: tuple[Tensor, Tensor], count: int, length: int) -> 
         ValueError: if the stream is too short for that.
     """
     ids, targets = stream
-    starts = (torch.arange(count) * length)[:, None] + torch.arange(length)  # (count, length)
+    starts = torch.arange(count * length, device=ids.device).view(count, length)
     if len(ids) <= count * length:
         raise ValueError(f"{len(ids)} tokens are too few for {count} windows of {length}")
     return [(ids[starts], targets[starts + 1])]
