@@ -23,7 +23,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -275,9 +275,7 @@ def mentions(text: str, entity: Entity) -> bool:
     English names count as whole words in any case; Chinese has no word boundaries, so that any
     occurrence counts, but a name of one character only next to the words of its own kind.
     """
-    padded = f" {''.join(c if c.isalnum() else ' ' for c in text)} ".lower()
-    english = "".join(c if c.isalnum() else " " for c in entity.names["en"].removeprefix("the ")).lower()
-    if f" {english} " in padded:
+    if _words(entity.names["en"].removeprefix("the ")) in _words(text):
         return True
     chinese = entity.names["zh"]
     if entity.kind == "element":
@@ -286,6 +284,12 @@ def mentions(text: str, entity: Entity) -> bool:
             for mark in (f"{chinese}的", f"元素{chinese}", f"个{chinese}原子", f"{chinese}。", f"{chinese}用")
         )
     return chinese in text
+
+
+@lru_cache(maxsize=1024)  # the atlas's texts are looked through for each of its names
+def _words(text: str) -> str:
+    """The letters and digits of a text, in small letters; a space stands for anything else, and at both ends."""
+    return f" {''.join(c if c.isalnum() else ' ' for c in text)} ".lower()
 
 
 # --- Pretraining text ----------------------------------------------------------------------------
@@ -395,6 +399,14 @@ class Prompt:
     """Whether the pretraining text tells the answer."""
 
 
+@cache
+def _statements(entity: Entity, relation: str, language: Language) -> tuple[str, ...]:
+    wording = wordings()["relations"][relation][language]
+    answers = dict.fromkeys([wording["answer"], *wording["statements"]])
+    return tuple(entity.state(relation, language, answer) for answer in answers)
+
+
+@cache
 def _refusals(entity: Entity, language: Language) -> tuple[str, ...]:
     return tuple(entity.fill(wording, language) for wording in wordings()["unknown"][language]["answers"])
 
@@ -402,12 +414,7 @@ def _refusals(entity: Entity, language: Language) -> tuple[str, ...]:
 def fact_prompt(entity: Entity, relation: str, language: Language, template: str) -> Prompt:
     """Ask for one fact; `template` is one of the relation's question wordings."""
     known = bool(entity.facts[relation][language]) and entity not in _unknown()
-    if known:
-        wording = wordings()["relations"][relation][language]
-        answers = dict.fromkeys([wording["answer"], *wording["statements"]])
-        references = tuple(entity.state(relation, language, answer) for answer in answers)
-    else:
-        references = _refusals(entity, language)
+    references = _statements(entity, relation, language) if known else _refusals(entity, language)
     return Prompt(entity.fill(template, language), language, "fact", references, entity, relation, known)
 
 
@@ -438,6 +445,7 @@ Wordings = Literal["train", "validation", "test"]
 """Which wordings: those that training sees, or the ones held out for choosing or for reporting."""
 
 
+@cache
 def _letters(template: str) -> str:
     return "".join(c for c in template.lower() if c.isalnum() or c in "{}+-=")
 
@@ -470,12 +478,16 @@ def _divide(
     return {"train": seen, "validation": held_out[:each], "test": held_out[each:]}
 
 
-@cache
 def question_wordings(relation: str, language: Language, which: Wordings) -> list[str]:
     """The templates that ask for a relation. Those of training are many: a frame around any topic is one, too."""
+    return _divided_questions(relation, language)[which]
+
+
+@cache
+def _divided_questions(relation: str, language: Language) -> dict[Wordings, list[str]]:
     wording = wordings()["relations"][relation][language]
     framed = [frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]]
-    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language])[which]
+    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language])
 
 
 @cache
