@@ -1,14 +1,19 @@
-"""What every benchmark needs: runs of both sides in turn, medians with spread, a table and JSON."""
+"""What every benchmark needs: runs of both sides in turn, medians with spread, a table and JSON; and a chapter's cells."""
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import nbformat
+
 from gptcore.machine import describe_machine, set_threads
+
+NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
 
 Measurement = dict[str, float]
 """Figures of one run by name."""
@@ -37,6 +42,26 @@ def alternate(sides: dict[str, Callable[[int], Measurement]], repeats: int) -> d
             figures = ", ".join(f"{key} {value:.4g}" for key, value in runs[name][-1].items())
             print(f"  run {repeat + 1} of {repeats}, {name}: {figures}", flush=True)
     return runs
+
+
+def run_cells(chapter: str, ids: Iterable[str], names: dict[str, Any]) -> None:
+    """Run code cells of a chapter as they stand: its record must come from the code that the reader sees, not a copy.
+
+    Args:
+        chapter: how the notebook's name begins, as "03".
+        ids: of the cells, in the order to run them in.
+        names: what the cells find and define, as a kernel would keep it.
+
+    Raises:
+        ValueError: if the chapter has no code cell of such an id.
+    """
+    matplotlib.use("agg")  # pictures are not looked at
+    path = next(NOTEBOOKS.glob(f"{chapter}_*.ipynb"))
+    sources = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"}
+    for name in ids:
+        if name not in sources:
+            raise ValueError(f"{path.name} has no code cell {name!r}: was it renamed?")
+        exec(compile(sources[name], f"{path.name}:{name}", "exec"), names)
 
 
 def machine() -> dict[str, Any]:
