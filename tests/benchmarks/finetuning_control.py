@@ -1,0 +1,109 @@
+"""A control for fine-tuning: what answers well without pretraining, and what only with it.
+
+    python tests/benchmarks/finetuning_control.py [--repeats 3] [--out assets/benchmarks]
+
+The chain's architecture is trained on conversations alone, from random weights, and asked about things that stood
+in the conversations and things that did not. A repeat is another seed of weights, conversations and batches; the
+questions stay the same. It gets pretraining's learning rates, since it must learn everything from nothing, and no
+replayed documents, which would be pretraining by the back door. Chapter 8 reads the record.
+"""
+
+import random
+import time
+from dataclasses import replace
+
+import torch
+from common import Measurement, alternate, arguments, report
+
+from gptcore.chain import Recipe, exam, finetuning_stream, text_batches
+from gptcore.checkpoint import load_stage
+from gptcore.corpus import LANGUAGES, Prompt, fact_prompts
+from gptcore.decoder import Decoder
+from gptcore.evaluation import exact, judge
+from gptcore.finetuning import decode_answer, encode_prompt
+from gptcore.generation import GREEDY, generate
+from gptcore.tokenizer import END
+from gptcore.training import Trainer
+
+STEPS = 240
+EACH = 120
+"""Questions of a language about train entities, in each kind of wording."""
+
+
+def mean(values: list[bool]) -> float:
+    """The share of hits."""
+    return sum(values) / len(values)
+
+
+def known() -> dict[str, list[Prompt]]:
+    """Questions about what pretraining text tells, by group: train or held-out entities, seen or unseen wordings."""
+    groups: dict[str, list[Prompt]] = {}
+    for which, wordings in (("train", "seen"), ("validation", "unseen")):
+        chance = random.Random(f"train {which}")
+        groups[f"train entities, {wordings} wordings"] = [
+            prompt for language in LANGUAGES for prompt in chance.sample(fact_prompts("train", language, which), EACH)
+        ]
+        questions = {
+            prompt.question for language in LANGUAGES for prompt in fact_prompts("validation", language, which)
+        }
+        groups[f"held-out entities, {wordings} wordings"] = [
+            prompt
+            for language in LANGUAGES
+            for prompt in exam("validation")[f"known_{language}"]
+            if prompt.question in questions
+        ]
+    return groups
+
+
+def control(seed: int) -> Measurement:
+    """Train from random weights; shares of right answers by group and relation, of answers that stop, and of refusals."""
+    base, tokenizer = load_stage("base")
+    recipe = replace(Recipe(), replayed=0.0)
+    stream = finetuning_stream(tokenizer, recipe, STEPS, seed)
+    torch.manual_seed(seed)
+    model = Decoder(base.config).to(base.device)
+    start = time.perf_counter()
+    config = replace(recipe.pretraining, steps=STEPS, seed=seed)
+    Trainer(model, text_batches(stream, recipe, seed), config).run()
+    figures = {"seconds": time.perf_counter() - start}
+
+    def answered(prompts: list[Prompt]) -> list[tuple[Prompt, str, bool]]:
+        """Each prompt with the model's answer, and whether that came to an end."""
+        end = tokenizer.special[END]
+        written = generate(model, [encode_prompt(tokenizer, prompt.question) for prompt in prompts], GREEDY, end)
+        return [(p, decode_answer(tokenizer, ids), ids[-1] == end) for p, ids in zip(prompts, written, strict=True)]
+
+    held_out = []
+    for group, prompts in known().items():
+        answers = answered(prompts)
+        figures[group] = mean([exact(prompt, text) for prompt, text, _ in answers])
+        if group.startswith("held-out"):
+            held_out += answers
+    for relation in dict.fromkeys(prompt.relation for prompt, _, _ in held_out):
+        figures[f"right: {relation}"] = mean([exact(p, text) for p, text, _ in held_out if p.relation == relation])
+    figures["right"] = mean([exact(prompt, text) for prompt, text, _ in held_out])
+    figures["stops"] = mean([ended for _, _, ended in held_out])
+    figures["refuses known"] = mean([judge(prompt, text).refused for prompt, text, _ in held_out])
+    unknown = answered(exam("validation")["unknown"])
+    for kind, of_kind in (("real", True), ("invented", False)):
+        figures[f"admits {kind}"] = mean(
+            [
+                judge(prompt, text).refused
+                for prompt, text, _ in unknown
+                if bool(prompt.entity.facts[prompt.relation][prompt.language]) == of_kind
+            ]
+        )
+    return figures
+
+
+def main() -> None:
+    """Train, ask, print and write."""
+    options = arguments(__doc__, repeats=3).parse_args()
+    runs = alternate({"from random weights": control}, options.repeats)
+    asked = {group: len(prompts) for group, prompts in known().items()}
+    settings = {"steps": STEPS, "batch size": Recipe().batch_size, "questions": asked}
+    report("finetuning_control", runs, options.out, settings=settings)
+
+
+if __name__ == "__main__":
+    main()
