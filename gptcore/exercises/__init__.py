@@ -7,9 +7,9 @@ In a notebook:
     solution("3.2")   the solution
     progress()        all chapters at a glance
 
-None of them ever raises or hangs, whatever the reader has written; but `check` does raise where nbgrader
-runs the notebook, which counts what raises. What was solved is kept in `runs/exercises.json`. One file a chapter holds the exercises themselves; `classroom` hands them out
-to a class and marks them.
+None of them ever raises or hangs, whatever the reader has written; but `check` does raise where nbgrader runs the
+notebook, which counts what raises. What was solved is kept in `runs/exercises.json`. One file a chapter holds the
+exercises themselves; `classroom` hands them out to a class and marks them.
 """
 
 import contextlib
