@@ -22,6 +22,6 @@ notebooks: .venv/ready  ## write badges and set-up cells, run every notebook and
 	.venv/bin/python tests/execute_notebooks.py
 
 bench: .venv/ready  ## measure; by hand, with nothing else running (about two and a half hours)
-	for script in time_to_quality ablation decoder_parts training_tricks machine_share generation_speed ppo_speed growth scaling finetuning_control ppo_gain alignment_comparison chain_cost; do \
+	for script in time_to_quality ablation decoder_parts training_tricks machine_share generation_speed ppo_speed growth scaling finetuning_control reward_comparisons ppo_reuse weak_judge ppo_gain alignment_comparison chain_cost; do \
 		.venv/bin/python tests/benchmarks/$$script.py || exit 1; \
 	done

@@ -1,0 +1,56 @@
+"""The records that chapters 9 and 10 show are those of their scripts as they stand, with three seeds each."""
+
+import json
+import sys
+
+import pytest
+
+from gptcore.files import ASSETS
+
+sys.path.insert(0, str(ASSETS.parent / "tests" / "benchmarks"))
+import ppo_reuse
+import reward_comparisons
+import weak_judge
+
+
+def record(script):
+    """What the script has left in the assets."""
+    path = ASSETS / "benchmarks" / f"{script.__name__}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("script", "sides", "curves"),
+    [
+        (ppo_reuse, [str(times) for times in ppo_reuse.USES], "rollouts"),
+        (weak_judge, ["the course's judge", "weak judge"], "curves"),
+        (reward_comparisons, [str(size) for size in reward_comparisons.SIZES], "best"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_side_has_three_seeds_and_as_many_curves(script, sides, curves):
+    found = record(script)
+    assert list(found["runs"]) == list(found[curves]) == sides
+    assert all(len(found["runs"][side]) == len(found[curves][side]) == 3 for side in sides)
+    assert {"processor", "instructions", "precision"} <= set(found["machine"])
+
+
+@pytest.mark.parametrize("script", [ppo_reuse, weak_judge], ids=lambda script: script.__name__)
+def test_the_settings_that_a_chapter_takes_from_a_record_are_those_of_its_script(script):
+    found = record(script)
+    assert found["settings"] == script.SETTINGS
+    assert found["questions"] == script.QUESTIONS
+
+
+def test_the_worst_of_the_weak_judges_is_the_one_that_ppo_obeyed():
+    judges = record(weak_judge)["judges"]
+    values = [value for value, _, _ in judges["weak"]]
+    assert len(values) == weak_judge.JUDGES
+    assert judges["worst"] == values.index(min(values))
+    assert judges["ballots"] == weak_judge.BALLOTS
+
+
+def test_the_best_of_one_is_the_mean_answer_whoever_picks_and_belief_never_falls_with_n():
+    best = [one for found in record(reward_comparisons)["best"].values() for one in found]
+    assert len({round(one["gold"][0], 6) for one in best}) == 1
+    assert all(one["believed"] == sorted(one["believed"]) for one in best)
