@@ -424,6 +424,20 @@ def test_marking_prints_names_wherever_it_prints_and_writes_them_in_utf_8(encodi
         assert "★" in path.read_text(encoding="utf-8")
 
 
+def test_marks_depend_neither_on_a_gpu_nor_on_what_a_notebook_has_switched(tmp_path):
+    source = (
+        "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)\n"
+        "import os\nassert os.environ['CUDA_VISIBLE_DEVICES'] == os.environ['HIP_VISIBLE_DEVICES'] == '-1'"
+    )
+    switch = {"cell_type": "code", "metadata": {}, "source": source}
+    for chapter in (3, 10):
+        text = edited(lambda cells: [*without("checks")(cells), switch], chapters=(chapter,))
+        (tmp_path / f"{chapter}.ipynb").write_text(text, encoding="utf-8")
+    for one in classroom.mark_class(tmp_path):
+        assert all(mark.points for mark in one.marks.values()), one
+        assert one.note == ""
+
+
 def test_a_name_is_written_in_utf_8_whatever_the_locale(tmp_path):
     (tmp_path / "张伟").mkdir()
     (tmp_path / "张伟" / "第一章.ipynb").write_text(edited(lambda cells: cells), encoding="utf-8")
