@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,23 @@ def tiny_recipe() -> chain.Recipe:
     )
 
 
+@pytest.fixture(autouse=True)
+def learned_once(monkeypatch):
+    """The tokenizer of a seed is the same in every run; it need not be learned anew for each of them."""
+    monkeypatch.setattr(chain, "train_tokenizer", lambda seed, *_, **__: whole_tokenizer(seed))
+
+
 @pytest.fixture
 def small_exam(monkeypatch):
-    """A few questions of each kind instead of hundreds."""
+    """A few questions of each kind instead of hundreds, and a little text to replay and to score."""
     whole = chain.exam
     monkeypatch.setattr(chain, "exam", lambda part: {name: prompts[:4] for name, prompts in whole(part).items()})
     monkeypatch.setattr(chain, "collect_ballots", lambda *args: whole_ballots(*args[:3], min(args[3], 16), *args[4:]))
+    monkeypatch.setattr(chain, "documents_as_tokens", lambda *args: whole_documents(*args[:2], min(args[2], 3000)))
 
 
-whole_ballots = chain.collect_ballots
+whole_tokenizer = cache(chain.train_tokenizer)
+whole_ballots, whole_documents = chain.collect_ballots, chain.documents_as_tokens
 RHYME = "One, two, three, four, five, once I caught a fish alive. "
 
 
@@ -139,7 +148,7 @@ def small_runs(monkeypatch):
 @pytest.mark.parametrize(
     "place",
     [
-        (chain.Tokenizer, "train"),
+        (chain, "train_tokenizer"),
         (chain, "documents_as_tokens"),
         (chain, "collect_ballots"),
         (chain, "answer_scores"),
