@@ -81,7 +81,7 @@ def execute(path: Path, store: bool = True) -> tuple[float, float]:
 def note_costs(taken: dict[str, tuple[float, float]], units: list[float]) -> None:
     """Put seconds and gigabytes of some notebooks into the record, under the profile of this machine."""
     print(f"the unit of work: {units[0]:.2f} s before, {units[-1]:.2f} s after")
-    if max(units) > 1.2 * min(units):
+    if max(units) > 1.5 * min(units):
         print("LOOK: the machine was not equally fast all the time; what was measured is not recorded")
         return
     name = profile()
@@ -95,7 +95,7 @@ def note_costs(taken: dict[str, tuple[float, float]], units: list[float]) -> Non
         stem: {"seconds": round(seconds, 1), "gigabytes": round(gigabytes, 2)}
         for stem, (seconds, gigabytes) in taken.items()
     }
-    write_whole(COSTS, json.dumps(costs, indent=1, sort_keys=True) + "\n")
+    write_whole(COSTS, json.dumps(costs, indent=1) + "\n")
 
 
 def main() -> None:
