@@ -48,6 +48,14 @@ def tiny_recipe() -> chain.Recipe:
 
 
 @pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Also where the tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def learned_once(monkeypatch):
     """The tokenizer of a seed is the same in every run; it need not be learned anew for each of them."""
     monkeypatch.setattr(chain, "train_tokenizer", lambda seed, *_, **__: whole_tokenizer(seed))
