@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong, by_message
 
 # --- 1.1 -----------------------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ def check_decoder_attention(answer: Answer, fresh: Fresh) -> None:
             answer.expect(
                 parts,
                 _attend(*parts),
-                {text: lambda mode=mode, parts=parts: _attend(*parts, mode) for mode, text in mistakes.items()},
+                by_message(mistakes, lambda mode: _attend(*parts, mode)),
             )
 
 
@@ -273,12 +273,10 @@ def check_join_blocks(answer: Answer, fresh: Fresh) -> None:
                     "s1 * exp(m1 - m), o2 likewise, and divide by the sum.": (m, total, by_maxima / total),
                     "the outputs are weighed rightly, but then divided by s1 + s2: the sum must count from the common "
                     "maximum, too.": (m, s1 + s2, (a * o1 + b * o2) / (s1 + s2)),
-                    "m is the larger one of the two maxima, not their sum.": (
-                        m1 + m2,
-                        s1 * (-m2).exp() + s2 * (-m1).exp(),
-                        right[2],
+                    "m is the larger one of the two maxima, not their sum.": Either(
+                        (m1 + m2, s1 * (-m2).exp() + s2 * (-m1).exp(), right[2]),
+                        (m1 + m2, total, right[2]),
                     ),
-                    "m is the larger one of the two maxima, not their sum. ": (m1 + m2, total, right[2]),
                 },
             )
 

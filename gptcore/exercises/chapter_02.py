@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong
 
 # --- 2.1 -----------------------------------------------------------------------------------------
 
@@ -27,9 +27,7 @@ def check_attention_parameters(answer: Answer, fresh: Fresh) -> None:
                 "these are the weights without biases, and as if G = H: keys and values have G heads only, and each "
                 "projection has a bias for each output.": 4 * C * C,
                 "multiply by G, do not divide: G heads of D = C / H features are C G / H outputs for keys and for "
-                "values.": 2 * (C * C + C) + 2 * (C * (C // G) + C // G),
-                "multiply by G, do not divide: G heads of D = C / H features are C G / H outputs for keys and for "
-                "values. ": 2 * (C * C + C) + 2 * (C * C + C) / G,
+                "values.": Either(2 * (C * C + C) + 2 * (C * (C // G) + C // G), 2 * (C * C + C) + 2 * (C * C + C) / G),
                 "keys and values have fewer heads: G of them, so G * D outputs instead of C.": 4 * (C * C + C),
                 "that gives every head a projection of the full width; a head only makes D = C / H features.": H
                 * 4
@@ -155,21 +153,15 @@ def check_distance_bias(answer: Answer, fresh: Fresh) -> None:
                 ),
                 "the slopes fall evenly; they should fall by the same factor from head to head.": bias(1 - head / H),
                 "2 ** -h is right for H = 8 only; the exponent is -8 h / H.": bias(2.0**-head),
-                "`//` rounds the exponent to a whole number; the exponent is -8 h / H with `/`.": bias(
-                    2.0 ** (-8 * head // H)
-                ),
-                "`//` rounds the exponent to a whole number; the exponent is -8 h / H with `/`. ": bias(
-                    2.0 ** -(8 * head // H)
+                "`//` rounds the exponent to a whole number; the exponent is -8 h / H with `/`.": Either(
+                    bias(2.0 ** (-8 * head // H)), bias(2.0 ** -(8 * head // H))
                 ),
                 "the heads stand in reverse order: the first one, h = 1, has the largest slope.": bias(slopes.flip(0)),
                 "rows and columns have changed places: rows are queries, so the future stands at the right.": (
                     bias(slopes).transpose(1, 2)
                 ),
-                "the future gets a very low number, but minus infinity is asked for: write float('-inf').": bias(
-                    slopes, low=-1e9
-                ),
-                "the future gets a very low number, but minus infinity is asked for: write float('-inf'). ": bias(
-                    slopes, low=torch.finfo(torch.float32).min
+                "the future gets a very low number, but minus infinity is asked for: write float('-inf').": Either(
+                    bias(slopes, low=-1e9), bias(slopes, low=torch.finfo(torch.float32).min)
                 ),
             },
         )

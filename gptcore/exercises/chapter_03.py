@@ -6,15 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message
 
 # --- 3.1 -----------------------------------------------------------------------------------------
-
-
-_NO_MULTIPLE = (
-    "the width is a whole number, but not rounded to a multiple of `multiple`. With C = 52 and multiple = 16, "
-    "8 * 52 // 3 is 138, and 138 is no multiple of 16: the nearest one is 144."
-)
 
 
 def check_gated_width(answer: Answer, fresh: Fresh) -> None:
@@ -29,11 +23,14 @@ def check_gated_width(answer: Answer, fresh: Fresh) -> None:
             round(exact) * multiple,
             {
                 "that is the width of the part with two matrices; three of them have more parameters.": 4 * C,
-                "8 // 3 is 2: whole-number division came too early.": 2 * C // multiple * multiple,
-                "8 // 3 is 2: whole-number division came too early. ": round(2 * C / multiple) * multiple,
+                "8 // 3 is 2: whole-number division came too early.": Either(
+                    2 * C // multiple * multiple, round(2 * C / multiple) * multiple
+                ),
                 "the exact width is right, but it must be rounded to a multiple.": 8 * C / 3,
-                _NO_MULTIPLE: round(8 * C / 3),
-                f"{_NO_MULTIPLE} ": 8 * C // 3,
+                "the width is a whole number, but not rounded to a multiple of `multiple`. With C = 52 and multiple = 16, "
+                "8 * 52 // 3 is 138, and 138 is no multiple of 16: the nearest one is 144.": Either(
+                    round(8 * C / 3), 8 * C // 3
+                ),
                 "the multiple is always 32 here; it is the argument `multiple`.": round(C / 12) * 32,
                 "rounded down; the nearest multiple is closer to the wanted number of parameters.": math.floor(exact)
                 * multiple,
@@ -64,8 +61,9 @@ def check_decoder_parameters(answer: Answer, fresh: Fresh) -> None:
                 "there are two norms in a layer, one before attention and one before the feed-forward part.": (
                     right - 2 * L * C
                 ),
-                "the output projection is missing: attention has four C x C matrices.": right - L * (C * C + C),
-                "the output projection is missing: attention has four C x C matrices. ": right - L * C * C,
+                "the output projection is missing: attention has four C x C matrices.": Either(
+                    right - L * (C * C + C), right - L * C * C
+                ),
                 "there are L layers, each with weights of its own; here they count only once.": (
                     right - (L - 1) * (attention + forward + norms)
                 ),
@@ -155,7 +153,7 @@ def check_layer(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             parts,
             _layer(*parts),
-            {text: lambda mode=mode, parts=parts: _layer(*parts, mode) for mode, text in mistakes.items()},
+            by_message(mistakes, lambda mode: _layer(*parts, mode)),
             tolerance=2e-3,
         )
 
@@ -298,7 +296,7 @@ def check_gpt2_logits(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             arguments,
             _gpt2(*arguments),
-            {text: lambda fault=fault, a=arguments: _gpt2(*a, fault) for fault, text in mistakes.items()},
+            by_message(mistakes, lambda fault: _gpt2(*arguments, fault)),
             tolerance=1e-4,
         )
 

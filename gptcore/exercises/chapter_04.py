@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from gptcore import tokenizer
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, close, from_gptcore, plain
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message, close, from_gptcore, plain
 
 Pair = tuple[int, int]
 Words = list[tuple[list[int], int]]
@@ -95,11 +95,8 @@ def check_count_pairs(answer: Answer, fresh: Fresh) -> None:
             {
                 "each word counts only once, whatever its frequency: a pair in a word that occurs f times occurs f "
                 "times, too.": dict(Counter(pair for ids, _ in words for pair in pairwise(ids))),
-                "pairs across the border of two words were counted; no merge may cross it.": dict(
-                    Counter(pairwise(joined))
-                ),
-                "pairs across the border of two words were counted; no merge may cross it. ": dict(
-                    Counter(pairwise(repeated))
+                "pairs across the border of two words were counted; no merge may cross it.": Either(
+                    dict(Counter(pairwise(joined))), dict(Counter(pairwise(repeated)))
                 ),
                 "a later word overwrites what was counted before: add to the count, `counts[pair] += ...`.": {
                     pair: frequency for ids, frequency in words for pair in pairwise(ids)
@@ -130,12 +127,6 @@ def _merge_overlapping(ids: list[int], pair: Pair, new_id: int) -> list[int]:
     return [token for token in merged if token != -1]
 
 
-_STILL_THERE = (
-    "the second token of the pair is still there. `i += 1` does not help in a `for` loop, which sets i anew in every "
-    "round; use `while`."
-)
-
-
 def check_merge(answer: Answer, fresh: Fresh) -> None:
     cases = [([], (1, 2)), ([1, 2], (1, 2)), ([1, 2, 1, 2, 1], (1, 2)), ([5, 5, 5], (5, 5)), ([1], (1, 1))]
     cases += [([2, 5, 5, 5, 5, 3], (5, 5)), ([1, 1, 2, 2], (2, 1))]
@@ -156,11 +147,12 @@ def check_merge(answer: Answer, fresh: Fresh) -> None:
                 "both tokens of the pair were replaced: one new token stands for the two.": lambda: [
                     part for token in expected for part in ([256, 256] if token == 256 else [token])
                 ],
-                _STILL_THERE: lambda: [
-                    part for token in expected for part in ([256, pair[1]] if token == 256 else [token])
-                ],
-                f"{_STILL_THERE} ": [256 if i in places else token for i, token in enumerate(ids)],
-                f"{_STILL_THERE}  ": [256 if i in places else token for i, token in enumerate(ids[:-1])],
+                "the second token of the pair is still there. `i += 1` does not help in a `for` loop, which sets i anew in "
+                "every round; use `while`.": Either(
+                    [part for token in expected for part in ([256, pair[1]] if token == 256 else [token])],
+                    [256 if i in places else token for i, token in enumerate(ids)],
+                    [256 if i in places else token for i, token in enumerate(ids[:-1])],
+                ),
             },
         )
 
@@ -171,10 +163,6 @@ def check_merge(answer: Answer, fresh: Fresh) -> None:
 _THREE_EQUAL = (
     "with three equal ids in a row the replacement went wrong: it goes from left to right, and no id belongs to two "
     "pairs. Test your merge on `a a a` (exercise 4.3)."
-)
-_PRIORITY = (
-    "the merge learned first has priority, not the leftmost pair, the most frequent one or the one that makes the "
-    "longest token."
 )
 
 
@@ -243,24 +231,27 @@ def check_apply_merges(answer: Answer, fresh: Fresh) -> None:
             (ids, merges),
             expected,
             {
-                _PRIORITY: lambda: _apply(ids, merges, lambda there: there[0]),
-                f"{_PRIORITY} ": lambda: _apply(ids, merges, lambda there: there[0], everywhere=False),
-                f"{_PRIORITY}  ": lambda: _apply(ids, merges, lambda there: max(there, key=there.count)),
-                f"{_PRIORITY}   ": lambda: _apply(ids, merges, longest),
+                "the merge learned first has priority, not the leftmost pair, the most frequent one or the one that makes "
+                "the longest token.": Either(
+                    lambda: _apply(ids, merges, lambda there: there[0]),
+                    lambda: _apply(ids, merges, lambda there: there[0], everywhere=False),
+                    lambda: _apply(ids, merges, lambda there: max(there, key=there.count)),
+                    lambda: _apply(ids, merges, longest),
+                ),
                 "the merges were applied from the last learned to the first.": lambda: _apply(
                     ids, merges, lambda there: max(there, key=merges.index)
                 ),
                 "each merge was applied only once; every occurrence of its pair must be replaced.": single,
                 "merges of tokens that are merges themselves were left out.": bytes_only,
-                _THREE_EQUAL: lambda: _apply(ids, merges, learned_first, merge=_merge_overlapping),
-                f"{_THREE_EQUAL} ": lambda: _apply(ids, merges, learned_first, merge=_merge_from_right),
-                "the new ids begin at 256: merge number i makes the token 256 + i.": lambda: _apply(
-                    ids, merges, learned_first, first_id=257
+                _THREE_EQUAL: Either(
+                    lambda: _apply(ids, merges, learned_first, merge=_merge_overlapping),
+                    lambda: _apply(ids, merges, learned_first, merge=_merge_from_right),
                 ),
-                "the new ids begin at 256: merge number i makes the token 256 + i. ": lambda: _apply(
-                    ids, merges, learned_first, first_id=0
+                "the new ids begin at 256: merge number i makes the token 256 + i.": Either(
+                    lambda: _apply(ids, merges, learned_first, first_id=257),
+                    lambda: _apply(ids, merges, learned_first, first_id=0),
+                    numbered,
                 ),
-                "the new ids begin at 256: merge number i makes the token 256 + i.  ": numbered,
                 "nothing was merged.": list(ids) if list(ids) != expected else None,
             },
         )
@@ -317,14 +308,14 @@ def check_learn_merges(answer: Answer, fresh: Fresh) -> None:
             "kept": "the same pair was taken again: the new words, with the pair replaced, were not stored.",
             "257": "the first new id is 256, not 257.",
             "overlapping": _THREE_EQUAL,
-            "from right": f"{_THREE_EQUAL} ",
+            "from right": _THREE_EQUAL,
             "rarest": "the rarest pair was taken; the most frequent one is wanted.",
             "single": "merges stopped at a pair that occurs once; here it counts, too, as long as there are pairs.",
         }
         answer.expect(
             (words, count),
             expected,
-            {text: lambda fault=fault: _learn(words, count, fault) for fault, text in names.items()},
+            by_message(names, lambda fault: _learn(words, count, fault)),
         )
 
 

@@ -1,11 +1,12 @@
 """Exercises of chapter 5: pretraining."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message
 
 # --- 5.1 -----------------------------------------------------------------------------------------
 
@@ -56,7 +57,6 @@ def check_next_token_loss(answer: Answer, fresh: Fresh) -> None:
             return mean((exact.exp() + small).log()[:, :-1], tokens[:, 1:])
 
         right = mean(exact[:, :-1], tokens[:, 1:])
-        cap = "a small number was added to the probabilities, which caps the surprise: 1e-10 at 23 nats."
         answer.expect(
             (logits, tokens),
             right,
@@ -81,10 +81,9 @@ def check_next_token_loss(answer: Answer, fresh: Fresh) -> None:
                     lambda: -mean(exact.exp()[:, :-1], tokens[:, 1:])
                 ),
                 "that is in bits; nats are wanted, with the natural logarithm.": right / math.log(2),
-                cap: lambda: capped(1e-10),
-                f"{cap} ": lambda: capped(1e-9),
-                f"{cap}  ": lambda: capped(1e-8),
-                f"{cap}   ": lambda: capped(1e-12),
+                "a small number was added to the probabilities, which caps the surprise: 1e-10 at 23 nats.": Either(
+                    *(partial(capped, small) for small in (1e-10, 1e-9, 1e-8, 1e-12))
+                ),
             },
             tolerance=1e-3 if dtype is torch.float32 else None,
         )
@@ -202,7 +201,7 @@ def check_bigram_loss(answer: Answer, fresh: Fresh) -> None:
         "joint": "the table holds the probability of a pair. Wanted is that of a token *given* the one before: divide by "
         "the sum of the row.",
         "old sum": denominator,
-        "sum and add": f"{denominator} ",
+        "sum and add": denominator,
         "last": "the last token of the training text begins no pair, and was counted as if it did: divide by the sum "
         "of the row.",
         "test": "the pairs were counted in the test text. Whoever counts there has seen the answers.",
@@ -230,7 +229,7 @@ def check_bigram_loss(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             arguments,
             _bigram(*arguments).item(),
-            {text: lambda f=fault, a=arguments: _bigram(*a, f).item() for fault, text in mistakes.items()},
+            by_message(mistakes, lambda fault: _bigram(*arguments, fault).item()),
             tolerance=1e-4,
         )
 

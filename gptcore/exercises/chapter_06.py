@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong, by_message
 
 # --- 6.1 -----------------------------------------------------------------------------------------
 
@@ -18,13 +18,14 @@ def check_root_schedule(answer: Answer, fresh: Fresh) -> None:
     for step, warm in cases:
         n = step + 1
         rising, falling, rises = n / warm, math.sqrt(warm / n), step < warm
-        first = "steps begin at 0, so the first step would not move at all: count from 1, step + 1."
         answer.expect(
             (step, warm),
             min(rising, falling),
             {
-                first: lambda: step / warm if rises else math.sqrt(warm / step),
-                f"{first} ": lambda: step / warm if rises else falling,
+                "steps begin at 0, so the first step would not move at all: count from 1, step + 1.": Either(
+                    lambda: step / warm if rises else math.sqrt(warm / step),
+                    lambda: step / warm if rises else falling,
+                ),
                 "the falling part counts from 0; use step + 1 there, too.": lambda: (
                     rising if rises else math.sqrt(warm / step)
                 ),
@@ -117,7 +118,7 @@ def check_scaled_step(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             arguments,
             _scaled_step(*arguments),
-            {text: lambda fault=fault, a=arguments: _scaled_step(*a, fault) for fault, text in mistakes.items()},
+            by_message(mistakes, lambda fault: _scaled_step(*arguments, fault)),
             tolerance=1e-4,
         )
 
@@ -191,8 +192,8 @@ def check_lion_step(answer: Answer, fresh: Fresh) -> None:
     mistakes = {
         "no sign": "only the sign of the mixture is the direction: every weight moves by the same amount.",
         "zero up": zero,
-        "zero down": f"{zero} ",
-        "zero divided": f"{zero}  ",
+        "zero down": zero,
+        "zero divided": zero,
         "one beta": "the momentum that is kept is mixed with beta2; beta1 is only for the direction of this step.",
         "swapped": "beta1 and beta2 have changed places.",
         "new": "the direction comes from the old momentum mixed by beta1, not from the new momentum.",
@@ -218,7 +219,7 @@ def check_lion_step(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             arguments,
             _lion(*arguments),
-            {text: lambda fault=fault, a=arguments: _lion(*a, fault) for fault, text in mistakes.items()},
+            by_message(mistakes, lambda fault: _lion(*arguments, fault)),
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, close
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong, close
 
 # --- 7.1: the sixth of the six mistakes ----------------------------------------------------------
 
@@ -203,11 +203,8 @@ def check_luck(answer: Answer, fresh: Fresh) -> None:
         mistakes = {
             "that is the probability for one given side. Nobody knew beforehand which model would be ahead: count "
             "both sides.": one_sided,
-            "questions on which the models agree say nothing about which is better; leave them out of n.": (
-                min(1, 2 * at_least(k + agree // 2, everything))
-            ),
-            "questions on which the models agree say nothing about which is better; leave them out of n. ": (
-                min(1, 2 * at_least(k, everything))
+            "questions on which the models agree say nothing about which is better; leave them out of n.": Either(
+                min(1, 2 * at_least(k + agree // 2, everything)), min(1, 2 * at_least(k, everything))
             ),
             "only exactly this result was counted; what is even more extreme belongs to it.": exactly,
             "only exactly this result was counted, on both sides; what is even more extreme belongs to it.": (
@@ -229,7 +226,6 @@ def check_luck(answer: Answer, fresh: Fresh) -> None:
             "both sides overlap in the middle: a probability is at most 1.": 2 * one_sided,
             "that is the normal approximation; with so few questions count exactly.": math.erfc(z / math.sqrt(2)),
         }
-        mistakes = {message: None if result is None else float(result) for message, result in mistakes.items()}
         answer.expect(case, float(right), mistakes, tolerance=1e-6)
 
 

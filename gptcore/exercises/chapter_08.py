@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong, by_message
 
 # --- 8.1 -----------------------------------------------------------------------------------------
 
@@ -68,11 +68,11 @@ def check_answer_targets(answer: Answer, fresh: Fresh) -> None:
         "last": "only the last answer is trained; the earlier ones are the assistant's words, too.",
         "question": "it is the other way round: the question is trained, and the answer is not.",
         "forever": "after the first answer everything is trained, the user's next question included: the end token "
-        "ends an answer. ",
+        "ends an answer.",
         "never off": "after the first answer everything is trained, the user's next question included: the end token "
         "ends an answer.",
         "words": "all words are trained, the user's, too; the loss should count only what the assistant says.",
-        "words and end": "all words are trained, the user's, too; the loss should count only what the assistant says. ",
+        "words and end": "all words are trained, the user's, too; the loss should count only what the assistant says.",
         "cut": "the last answer is cut off, without an end token; what there is of it is trained all the same.",
         "shifted": "the targets are shifted by one. Here each position gets its own token; shifting is left to who cuts "
         "the batches, and twice would be wrong.",
@@ -95,9 +95,7 @@ def check_answer_targets(answer: Answer, fresh: Fresh) -> None:
         if isinstance(found, (list, tuple)) and any(isinstance(target, bool) for target in found):
             details = answer.example((ids,), expected=_targets(ids), yours=found)
             raise Wrong(f"ids are wanted, or `IGNORED`, not True and False.\n{details}")
-        answer.expect(
-            (ids,), _targets(ids), {text: lambda fault=fault: _targets(ids, fault) for fault, text in mistakes.items()}
-        )
+        answer.expect((ids,), _targets(ids), by_message(mistakes, lambda fault: _targets(ids, fault)))
 
 
 # --- 8.2 -----------------------------------------------------------------------------------------
@@ -134,8 +132,8 @@ def check_pad_batch(answer: Answer, fresh: Fresh) -> None:
         "left": "the padding stands on the left; here it belongs to the right.",
         "last": "the last real token of each row is masked; it is the end token that the model must learn.",
         "after the first": "a row may hold several answers: each of their end tokens is trained.",
-        "first end": "a row may hold several answers: each of their end tokens is trained. ",
-        "last end": "a row may hold several answers: each of their end tokens is trained.  ",
+        "first end": "a row may hold several answers: each of their end tokens is trained.",
+        "last end": "a row may hold several answers: each of their end tokens is trained.",
         "padded with 0": "the padding of the ids is 0; pad them with `end`, as the docstring says.",
         "padded with -100": "the padding of the ids is -100; pad them with `end`, as the docstring says. -100 is for targets.",
     }
@@ -155,7 +153,7 @@ def check_pad_batch(answer: Answer, fresh: Fresh) -> None:
         answer.expect(
             (rows, targets, END),
             _padded(rows, targets, END),
-            {text: lambda fault=fault: _padded(rows, targets, END, fault) for fault, text in mistakes.items()},
+            by_message(mistakes, lambda fault: _padded(rows, targets, END, fault)),
         )
 
 
@@ -185,7 +183,6 @@ def check_text_mask(answer: Answer, fresh: Fresh) -> None:
 
         same = of_one_text()
         right = same & causal
-        cut_off = "the separators are cut off from the rest: the first token of a text is part of it."
         answer.expect(
             (tokens, separator),
             right,
@@ -195,9 +192,9 @@ def check_text_mask(answer: Answer, fresh: Fresh) -> None:
                 "within a text the future is visible: each token may look at itself and at what comes before.": same,
                 "the separator begins a text; yours belongs to the one before it.": of_one_text(before=True) & causal,
                 "True must stand where looking is allowed; yours is the opposite.": ~right,
-                cut_off: right & (~begins | diagonal),
-                f"{cut_off} ": right & ~begins,
-                f"{cut_off}  ": right & ~begins & ~begins[:, None],
+                "the separators are cut off from the rest: the first token of a text is part of it.": Either(
+                    right & (~begins | diagonal), right & ~begins, right & ~begins & ~begins[:, None]
+                ),
                 "each token may look at itself, too: the diagonal is True.": right & ~diagonal,
                 "what stands before the first separator is a text, too.": right & (begins.cumsum(0) > 0)[:, None],
                 "rows are queries: yours look ahead and not back.": right.T,
@@ -218,7 +215,6 @@ def check_merge_lora(answer: Answer, fresh: Fresh) -> None:
     for weight, down, up, alpha in cases:
         (n, rank), m = up.shape, down.shape[1]
         change = up @ down
-        wrong_axis = "the rank is the number of rows of `down`, and of columns of `up`; you divide by another length."
         answer.expect(
             (weight, down, up, alpha),
             weight + alpha / rank * change,
@@ -227,8 +223,9 @@ def check_merge_lora(answer: Answer, fresh: Fresh) -> None:
                 "the factor is alpha / rank: with alpha alone a higher rank would take larger steps.": weight
                 + alpha * change,
                 "the factor is alpha / rank; yours multiplies by the rank.": weight + alpha * rank * change,
-                wrong_axis: weight + alpha / m * change,
-                f"{wrong_axis} ": weight + alpha / n * change,
+                "the rank is the number of rows of `down`, and of columns of `up`; you divide by another length.": Either(
+                    weight + alpha / m * change, weight + alpha / n * change
+                ),
                 "the factor is alpha / rank; `//` drops what stands behind the point.": weight + alpha // rank * change,
                 "that is the change; the weight that was there before is missing.": alpha / rank * change,
                 "the change is divided by alpha instead of multiplied.": weight + rank / alpha * change,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, close, plain
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, Wrong, close, plain
 
 
 def _sigmoid(x: float) -> float:
@@ -167,8 +167,9 @@ def check_ranking_loss(answer: Answer, fresh: Fresh) -> None:
                     "only the first choice was counted; a ranking has n of them (the last one is certain).": terms[0],
                     "the order is reversed: the first entry is the best answer.": sum(backwards),
                     "the sign: the loss is minus the logarithm of the probability.": -sum(terms),
-                    "that is the mean; the loss of a ranking is the sum of its choices.": sum(terms) / n,
-                    "that is the mean; the loss of a ranking is the sum of its choices. ": sum(terms) / (n - 1),
+                    "that is the mean; the loss of a ranking is the sum of its choices.": Either(
+                        sum(terms) / n, sum(terms) / (n - 1)
+                    ),
                     "that is the probability of the ranking; the loss is minus its logarithm.": (-sum(terms)).exp(),
                     "do not sort the rewards: the order in which they stand is the voter's.": sum(
                         torch.logsumexp(ordered[i:], 0) - ordered[i] for i in range(n)

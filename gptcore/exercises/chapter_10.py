@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gptcore import ppo
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, close, from_gptcore
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message, close, from_gptcore
 
 # --- 10.1: the fourth of the six mistakes --------------------------------------------------------
 
@@ -80,7 +80,7 @@ def check_ppo_loss(answer: Answer, fresh: Fresh) -> None:
         "still be pushed back.",
         "larger": "of the clipped and the unclipped gain the *smaller* one counts; the larger one rewards running away.",
         "product": "the product was clipped; clip the ratio alone, then multiply by the advantage.",
-        "product, smaller": "the product was clipped; clip the ratio alone, then multiply by the advantage. ",
+        "product, smaller": "the product was clipped; clip the ratio alone, then multiply by the advantage.",
         "kl": "the KL penalty is missing: nothing keeps the policy near the reference.",
         "k1": "the estimator k3, exp(d) - 1 - d, is wanted, which is never negative; yours is the plain difference.",
         "turned": "in the KL estimate d = log p_ref - log p; yours has the opposite sign.",
@@ -120,7 +120,7 @@ def check_ppo_loss(answer: Answer, fresh: Fresh) -> None:
             found = answer.expect(
                 arguments,
                 right,
-                {text: lambda fault=fault: _loss(*arguments, fault) for fault, text in mistakes.items()},
+                by_message(mistakes, lambda fault: _loss(*arguments, fault)),
             )
             if not close(found, right):
                 continue
@@ -225,13 +225,13 @@ def check_whole_kl(answer: Answer, fresh: Fresh) -> None:
                     "probabilities are known: weigh log p - log q by them.": ((q - p).exp() - 1 - (q - p)).sum(dim=-1),
                     "the logarithm of a softmax breaks for large logits, where a probability is rounded to 0; "
                     "`log_softmax` does not.": (p.exp() * (p.exp().log() - q.exp().log())).sum(dim=-1),
-                }
-                | {
                     "a number was added inside the logarithm: it changes the KL wherever a probability is small. "
-                    "`log_softmax` needs none." + " " * i: (
-                        p.exp() * ((p.exp() + small).log() - (q.exp() + small).log())
-                    ).sum(dim=-1)
-                    for i, small in enumerate((1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6))
+                    "`log_softmax` needs none.": Either(
+                        *(
+                            (p.exp() * ((p.exp() + small).log() - (q.exp() + small).log())).sum(dim=-1)
+                            for small in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6)
+                        )
+                    ),
                 },
                 tolerance=1e-3 if dtype is torch.float32 else 1e-5,
             )
@@ -261,24 +261,26 @@ def check_whiten(answer: Answer, fresh: Fresh) -> None:
             own = zeroed.sum(dim=1, keepdim=True) / ends[:, None]
             spreads = ((values - own) ** 2 * mask).sum(dim=1, keepdim=True) / ends[:, None]
             shifted = (values - mean) * mask
-            without = "padding was set to 0 before mean and deviation were taken: its zeros count."
-            everything = "mean and deviation were taken over everything, padding included."
-            partly = "the mean is right, but the deviation still counts the padding."
             answer.expect(
                 (values, mask),
                 shifted / deviation,
                 {
-                    everything: (values - values.mean()) / values.std(correction=0) * mask,
-                    everything + " ": (values - values.mean()) / values.std() * mask,
+                    "mean and deviation were taken over everything, padding included.": Either(
+                        (values - values.mean()) / values.std(correction=0) * mask,
+                        (values - values.mean()) / values.std() * mask,
+                    ),
                     "mean and deviation were taken over everything, padding included, and padding is not set to 0.": (
                         (values - values.mean()) / values.std()
                     ),
-                    without: (zeroed - zeroed.mean()) / zeroed.std(correction=0) * mask,
-                    without + " ": (zeroed - zeroed.mean()) / zeroed.std() * mask,
-                    without + "  ": (zeroed - zeroed.mean()) / zeroed.std(),
-                    without + "   ": (zeroed - zeroed.mean()) / zeroed.std(correction=0),
-                    partly: shifted / values.std(correction=0),
-                    partly + " ": shifted / values.std(),
+                    "padding was set to 0 before mean and deviation were taken: its zeros count.": Either(
+                        (zeroed - zeroed.mean()) / zeroed.std(correction=0) * mask,
+                        (zeroed - zeroed.mean()) / zeroed.std() * mask,
+                        (zeroed - zeroed.mean()) / zeroed.std(),
+                        (zeroed - zeroed.mean()) / zeroed.std(correction=0),
+                    ),
+                    "the mean is right, but the deviation still counts the padding.": Either(
+                        shifted / values.std(correction=0), shifted / values.std()
+                    ),
                     "the sum of the squares was divided by one less than their number; here the variance is their mean.": (
                         shifted / real.std()
                     ),
@@ -376,10 +378,7 @@ def check_token_rewards(answer: Answer, fresh: Fresh) -> None:
             answer.expect(
                 arguments,
                 _token_rewards(*arguments),
-                {
-                    text + " " * i: lambda fault=fault: _token_rewards(*arguments, fault)
-                    for i, (fault, text) in enumerate(mistakes.items())
-                },
+                by_message(mistakes, lambda fault: _token_rewards(*arguments, fault)),
             )
 
 

@@ -1,6 +1,6 @@
 """Exercises of chapter 11: chat."""
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh
 
 # --- 11.1 ----------------------------------------------------------------------------------------
 
@@ -18,17 +18,11 @@ def check_tokens_read(answer: Answer, fresh: Fresh) -> None:
                 "with a cache the earlier answers are not free: they stand in the history, and each is read once before "
                 "the next answer.": (anew, turns * question),
                 "what the model reads of an answer while it writes it is left out; so the last answer is not counted at "
-                "all.": (anew + turns * reply, kept + reply),
-                "what the model reads of an answer while it writes it is left out; so the last answer is not counted at "
-                "all. ": (anew, kept + reply),
+                "all.": Either((anew + turns * reply, kept + reply), (anew, kept + reply)),
                 "in turn k the model reads k questions and k - 1 answers; yours has it read the answer that it is about "
-                "to give.": (anew + turns * reply, kept),
-                "in turn k the model reads k questions and k - 1 answers; yours has it read the answer that it is about "
-                "to give. ": (anew + (turns - 1) * reply, kept),
+                "to give.": Either((anew + turns * reply, kept), (anew + (turns - 1) * reply, kept)),
                 "you let the model read everything anew for each *token* of an answer; here it does so once for each "
-                "turn.": (reply * anew + turns * reply * (reply - 1) // 2, kept),
-                "you let the model read everything anew for each *token* of an answer; here it does so once for each "
-                "turn. ": (reply * anew, kept),
+                "turn.": Either((reply * anew + turns * reply * (reply - 1) // 2, kept), (reply * anew, kept)),
                 "without a cache *everything* is read anew in each turn; the sum grows with the square of the turns.": (
                     kept,
                     kept,
@@ -156,7 +150,6 @@ def check_stream_text(answer: Answer, fresh: Fresh) -> None:
         whole = b"".join(pieces).decode(errors="replace")
         right, waiting = _streamed(pieces), _waiting_for_all(pieces)
         finished = _streamed(pieces, "ignore")
-        too_few = "fewer strings came out than pieces came in: give '' where nothing can be shown yet."
         answer.expect(
             (pieces,),
             right,
@@ -179,8 +172,9 @@ def check_stream_text(answer: Answer, fresh: Fresh) -> None:
                 ],
                 "'a' was whole already and had to wait for the character behind it: show all that is whole, and keep back "
                 "only the rest.": waiting,
-                too_few: [text for text in right if text],
-                f"{too_few} ": [text for text in waiting if text],
+                "fewer strings came out than pieces came in: give '' where nothing can be shown yet.": Either(
+                    [text for text in right if text], [text for text in waiting if text]
+                ),
             },
         )
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gptcore.exercises.exercise import Answer, Exercise, Fresh, close, copied, gradient_of
+from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message, close, copied, gradient_of
 
 # --- 12.1 ----------------------------------------------------------------------------------------
 
@@ -20,7 +20,6 @@ def check_best_policy(answer: Answer, fresh: Fresh) -> None:
             reference, rewards = torch.tensor(probabilities, dtype=dtype), torch.tensor(scores, dtype=dtype)
             reference = reference / reference.sum()
             weighted = (reference.log() + rewards / beta).softmax(dim=0)
-            no_sum = "the probabilities do not sum to 1: divide by their sum, Z."
             answer.expect(
                 (reference, rewards, beta),
                 weighted,
@@ -32,9 +31,11 @@ def check_best_policy(answer: Answer, fresh: Fresh) -> None:
                         reference.log() + rewards * beta
                     ).softmax(dim=0),
                     "beta is left out.": (reference.log() + rewards).softmax(dim=0),
-                    no_sum: reference * (rewards / beta).exp(),
-                    f"{no_sum} ": reference * ((rewards - rewards.max()) / beta).exp(),
-                    f"{no_sum}  ": reference * (rewards / beta).softmax(dim=0),
+                    "the probabilities do not sum to 1: divide by their sum, Z.": Either(
+                        reference * (rewards / beta).exp(),
+                        reference * ((rewards - rewards.max()) / beta).exp(),
+                        reference * (rewards / beta).softmax(dim=0),
+                    ),
                     "those are logarithms of the probabilities: take exp of them.": (
                         reference.log() + rewards / beta
                     ).log_softmax(dim=0),
@@ -110,7 +111,7 @@ def check_ipo_loss(answer: Answer, fresh: Fresh) -> None:
             answer.expect(
                 arguments,
                 _ipo(*arguments),
-                {text: lambda fault=fault: _ipo(*arguments, fault) for fault, text in mistakes.items()},
+                by_message(mistakes, lambda fault: _ipo(*arguments, fault)),
                 tolerance=1e-3 if dtype is torch.float32 else None,
             )
     parts, beta = cases[0]

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from traceback import extract_tb
@@ -65,7 +66,7 @@ class Exercise:
     number: str
     """Chapter and place in it, such as "3.2"."""
     title: str
-    """A few words."""
+    """A heading of a few words, as the notebook, the marks and all that a check says show it."""
     minutes: int
     """How long it may take a reader who has read the chapter."""
     difficulty: int
@@ -320,6 +321,29 @@ def _is_of_a_library(filename: str) -> bool:
     return filename.startswith(str(Path(__file__).parent.parent)) or "site-packages" in filename or "torch" in filename
 
 
+class Either:
+    """The results of several ways to make a mistake, all of which one message names.
+
+    A class of its own: a list or a tuple is itself a result in many exercises.
+    """
+
+    def __init__(self, *results: Any) -> None:
+        self.results = results
+
+
+def by_message(faults: Mapping[str, str], faulty: Callable[[str], Any]) -> dict[str, Either]:
+    """The mistakes that `Answer.expect` looks for, where one function computes all of their results.
+
+    Args:
+        faults: for each fault, by the name under which `faulty` knows it, its message; faults may share one.
+        faulty: computes the result with a fault; called only once an answer has failed.
+    """
+    return {
+        message: Either(*(partial(faulty, fault) for fault, text in faults.items() if text == message))
+        for message in faults.values()
+    }
+
+
 class Failure(NamedTuple):
     """A case in which the reader's result was not the expected one."""
 
@@ -393,7 +417,7 @@ class Answer:
             arguments: what to call it with.
             expected: the right result.
             mistakes: for each message the result of the mistake that it names, or a function without
-                arguments that computes it.
+                arguments that computes it; `Either` of those where there are several ways to make it.
             tolerance: relative, and absolute below 1; by default that of the dtype, or 1e-6.
             gradient: compare the gradient with respect to this argument instead of the result.
 
@@ -407,13 +431,14 @@ class Answer:
         right = close(found, expected, tolerance)
         if right and not self.diagnosing:
             return found
-        matches: dict[str, bool] = {}  # several mistakes may share a message, but for spaces at its end
-        for message, result in (mistakes or {}).items():
-            with contextlib.suppress(Exception):  # a mistake may be impossible with these shapes
-                result = result() if callable(result) else result
-                if result is not None:
-                    same = close(found, result, tolerance, equal_nan=True)
-                    matches[message.strip()] = matches.get(message.strip(), False) or same
+        matches: dict[str, bool] = {}
+        for message, mistake in (mistakes or {}).items():
+            for result in mistake.results if isinstance(mistake, Either) else (mistake,):
+                with contextlib.suppress(Exception):  # a mistake may be impossible with these shapes
+                    result = result() if callable(result) else result
+                    if result is not None:
+                        same = close(found, result, tolerance, equal_nan=True)
+                        matches[message] = matches.get(message, False) or same
         if right:
             self._excluded.update(message for message, same in matches.items() if not same)
             return found

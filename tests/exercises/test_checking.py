@@ -17,7 +17,7 @@ import torch
 
 from gptcore import exercises
 from gptcore.exercises import check, examine, hint, progress, require, running, solution
-from gptcore.exercises.exercise import close, difference, show
+from gptcore.exercises.exercise import Answer, Either, by_message, close, difference, show
 
 ROOT = Path(exercises.__file__).parents[2]
 RIGHT = exercises.exercises()["1.1"].solution
@@ -356,6 +356,26 @@ def test_require_does_not_depend_on_python_s_asserts(level):
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^blank\n1.1: .*whole square(.|\n)*\n1.1: not attempted yet", done.stdout), done.stdout
+
+
+SHARED = {
+    "a list": {"a list is one result": [1, 2], "two ways": Either([3, 4], lambda: [5, 6])},
+    "a table": by_message(
+        {"a": "a list is one result", "b": "two ways", "c": "two ways"}, {"a": [1, 2], "b": [3, 4], "c": [5, 6]}.get
+    ),
+}
+
+
+@pytest.mark.parametrize("mistakes", SHARED.values(), ids=SHARED)
+def test_several_results_may_share_a_message_and_a_list_is_a_single_one(mistakes):
+    exercise = replace(
+        exercises.exercises()["1.1"], checker=lambda answer, fresh: answer.expect((7,), [0, 0], mistakes)
+    )
+    said = {"a list is one result": [[1, 2]], "two ways": [[3, 4], [5, 6]], "the result is not": [[1, 3], 1]}
+    for phrase, results in said.items():
+        for result in results:
+            verdict = exercises.judge(exercise, Answer(exercise, lambda T, result=result: result), 0)
+            assert verdict.message.startswith(phrase), verdict.message
 
 
 def test_results_are_compared_by_value_whatever_their_type():
