@@ -33,7 +33,7 @@ CHAPTERS = range(1, 13)
 RECORD = RUNS / "exercises.json"
 """What the reader has solved."""
 
-TEACHING = "GPTCORE_MARKING"
+MARKING = "GPTCORE_MARKING"
 """Environment variable: set while a class is marked, where `check` in a returned notebook has nothing to do."""
 
 NBGRADER = "NBGRADER_EXECUTION"
@@ -58,7 +58,7 @@ def exercises() -> dict[str, Exercise]:
 
 
 @fresh_torch()
-def judge(exercise: Exercise, answer: Answer, seed: int) -> Verdict:
+def run_checker(exercise: Exercise, answer: Answer, seed: int) -> Verdict:
     """Run the checker on inputs of a seed; the answer is one that is there and not blank."""
     answer.begin()
     try:
@@ -96,7 +96,9 @@ def examine(number: str, names: Mapping[str, Any], seed: int | None = None) -> V
     seed = secrets.randbits(32) if seed is None else seed
     answer = Answer(exercise, found)
     happened, result, printed = run_limited(
-        lambda: judge(exercise, answer, seed), exercise.seconds, holds=lambda found: Verdict(*found).status == "right"
+        lambda: run_checker(exercise, answer, seed),
+        exercise.seconds,
+        holds=lambda found: Verdict(*found).status == "right",
     )
     if happened == "done":
         verdict = Verdict(*result)
@@ -128,7 +130,7 @@ def check(number: str, **given: Any) -> None:
     Raises:
         AssertionError: under nbgrader, unless the answer is right.
     """
-    if os.environ.get(TEACHING):
+    if os.environ.get(MARKING):
         return
     exercise = _find(number)
     if exercise is None:
@@ -239,7 +241,7 @@ def _read_record() -> dict[str, dict[str, Any]]:
 
 def _write_record(number: str, entry: dict[str, Any]) -> None:
     """Keep one exercise's entry; a folder that cannot be written costs the record, not the notebook."""
-    if os.environ.get(TEACHING) or os.environ.get(NBGRADER):  # somebody else's answers
+    if os.environ.get(MARKING) or os.environ.get(NBGRADER):  # somebody else's answers
         return
     with contextlib.suppress(OSError):
         write_whole(RECORD, json.dumps(_read_record() | {number: entry}, indent=1))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gptcore.exercises import exercises, judge
+from gptcore.exercises import exercises, run_checker
 from gptcore.exercises.exercise import Exercise
 from gptcore.exercises.returned import find_exercises, read_cells, student_of
 from gptcore.exercises.sandbox import RemoteAnswer, Sandbox, SandboxError
@@ -291,7 +291,7 @@ def mark_notebook(
 
 def _mark_answer(exercise: Exercise, sandbox: Sandbox) -> Mark:
     for seed in range(2):
-        verdict = judge(exercise, RemoteAnswer(exercise, sandbox), seed)
+        verdict = run_checker(exercise, RemoteAnswer(exercise, sandbox), seed)
         if verdict.status != "right":
             return Mark(0, verdict.message)
     return Mark(exercise.difficulty, "right")

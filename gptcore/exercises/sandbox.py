@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcore.exercises import TEACHING, exercises
+from gptcore.exercises import MARKING, exercises
 from gptcore.exercises.exercise import Answer, Exercise, Wrong, describe, fresh_torch, gradient_of, plain
 from gptcore.exercises.returned import read_cells
 
@@ -148,7 +148,7 @@ class Sandbox:
         }
         root = Path(__file__).parents[2]
         environment |= {
-            TEACHING: "1",
+            MARKING: "1",
             "PYTHONPATH": str(root),
             "HOME": str(notebook.parent),
             "TMPDIR": str(notebook.parent),

@@ -31,7 +31,7 @@ HOSTILE = {
     ),
     "altered checks": (
         "import gptcore.exercises as e, gptcore.exercises.exercise as x, torch\n"
-        "e.examine = e.judge = lambda *a, **k: e.Verdict('right', '')\n"
+        "e.examine = e.run_checker = lambda *a, **k: e.Verdict('right', '')\n"
         "x.close = lambda *a, **k: True\ntorch.Tensor.__eq__ = lambda *a: True\n"
         "for one in e.exercises().values():\n    object.__setattr__(one, 'checker', lambda *a: None)\n"
     ),

@@ -374,7 +374,7 @@ def test_several_results_may_share_a_message_and_a_list_is_a_single_one(mistakes
     said = {"a list is one result": [[1, 2]], "two ways": [[3, 4], [5, 6]], "the result is not": [[1, 3], 1]}
     for phrase, results in said.items():
         for result in results:
-            verdict = exercises.judge(exercise, Answer(exercise, lambda T, result=result: result), 0)
+            verdict = exercises.run_checker(exercise, Answer(exercise, lambda T, result=result: result), 0)
             assert verdict.message.startswith(phrase), verdict.message
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from gptcore.exercises import CHAPTERS, examine, exercises, judge
+from gptcore.exercises import CHAPTERS, examine, exercises, run_checker
 from gptcore.exercises.exercise import Answer
 
 ANSWERS = {number: answers for c in CHAPTERS for number, answers in import_module(f"chapter_{c:02}").ANSWERS.items()}
@@ -44,7 +44,7 @@ def test_an_exercise_says_what_it_is(exercise):
 def test_the_solution_passes_whatever_the_inputs(exercise):
     answer = answer_from(exercise, exercise.solution)
     for seed in range(3):
-        assert judge(exercise, answer, seed).status == "right", judge(exercise, answer, seed).message
+        assert run_checker(exercise, answer, seed).status == "right", run_checker(exercise, answer, seed).message
 
 
 @ALL
@@ -79,7 +79,7 @@ def test_another_right_answer_passes(number, index):
     exercise = exercises()[number]
     answer = answer_from(exercise, ANSWERS[number].right[index])
     for seed in range(3):
-        verdict = judge(exercise, answer, seed)
+        verdict = run_checker(exercise, answer, seed)
         assert verdict.status == "right", verdict.message
 
 
@@ -88,7 +88,7 @@ def test_a_wrong_answer_is_told_what_is_wrong(number, phrase):
     exercise = exercises()[number]
     answer = answer_from(exercise, ANSWERS[number].wrong[phrase])
     for seed in range(3):
-        verdict = judge(exercise, answer, seed)
+        verdict = run_checker(exercise, answer, seed)
         assert verdict.status == "wrong"
         assert phrase in verdict.message, verdict.message
 
