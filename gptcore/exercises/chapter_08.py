@@ -157,6 +157,24 @@ def check_pad_batch(answer: Answer, fresh: Fresh) -> None:
         )
 
 
+# The solution; the stub has one line more, which is the bug.
+_PAD_BATCH = '''\
+import torch
+
+IGNORED = -100
+
+
+def pad_batch(rows, targets, end):
+    """Lists of ids and of targets as two tensors (B, T), padded on the right with `end`; padding is not trained."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), end)
+    wanted = torch.full((len(rows), width), IGNORED)
+    for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        wanted[i, : len(row)] = torch.tensor(target)
+    return ids, wanted'''
+
+
 # --- 8.3 -----------------------------------------------------------------------------------------
 
 
@@ -289,22 +307,9 @@ def answer_targets(ids):
 Conversations of different lengths are put into one batch. For padding, the end token 3 was used; that is common,
 since one then needs no token of its own. A model trained with these batches answers well, and goes on, and on. The
 cell prints how many end tokens are trained: each of the two rows should train its own. Repair it.""",
-        stub='''\
-import torch
-
-IGNORED = -100
-
-
-def pad_batch(rows, targets, end):
-    """Lists of ids and of targets as two tensors (B, T), padded on the right with `end`; padding is not trained."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), end)
-    wanted = torch.full((len(rows), width), IGNORED)
-    for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        wanted[i, : len(row)] = torch.tensor(target)
-    wanted[ids == end] = IGNORED  # do not train the padding
-    return ids, wanted''',
+        stub=_PAD_BATCH.replace(
+            "    return", "    wanted[ids == end] = IGNORED  # do not train the padding\n    return"
+        ),
         demo="""\
 padded, wanted = pad_batch(
     [[0, 1, 10, 2, 20, 21, 3], [0, 1, 11, 2, 3]],
@@ -318,21 +323,7 @@ print("end tokens trained:", (wanted == 3).sum().item(), "(right: 2)")""",
             "Which positions does `ids == end` find? Are all of them padding?",
             "What was never written over by the loop is padding, and it is IGNORED already.",
         ),
-        solution='''\
-import torch
-
-IGNORED = -100
-
-
-def pad_batch(rows, targets, end):
-    """Lists of ids and of targets as two tensors (B, T), padded on the right with `end`; padding is not trained."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), end)
-    wanted = torch.full((len(rows), width), IGNORED)
-    for i, (row, target) in enumerate(zip(rows, targets, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        wanted[i, : len(row)] = torch.tensor(target)
-    return ids, wanted''',
+        solution=_PAD_BATCH,
         praise="The loss of such a model looks perfectly normal. Only somebody who counts what is trained, or who talks "
         "to it, notices.",
     ),
