@@ -201,17 +201,17 @@ class Mark(NamedTuple):
 
 @dataclass
 class Marks:
-    """All of one student."""
+    """What one student gets for all notebooks together: a row of the table."""
 
     student: str
     marks: dict[str, Mark] = field(default_factory=dict)
     """By exercise; those without an entry were not handed in."""
     note: str = ""
-    """About the notebook as a whole."""
+    """What the teacher should know about the notebooks, such as why one could not be marked; may be empty."""
 
     @property
     def points(self) -> int:
-        """Their sum."""
+        """The sum of the marks; an exercise that was not handed in counts nothing."""
         return sum(mark.points for mark in self.marks.values())
 
 

@@ -90,7 +90,7 @@ class Exercise:
 
     @property
     def chapter(self) -> int:
-        """Number of the chapter."""
+        """The chapter whose notebook holds the exercise: its number up to the dot."""
         return int(self.number.split(".")[0])
 
     @property
@@ -100,7 +100,7 @@ class Exercise:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the function's arguments."""
+        """Names of the function's arguments, in order; messages show the values of a failed case under them."""
         return tuple(argument.arg for argument in self._function.args.args)
 
     @property
@@ -176,11 +176,11 @@ class Fresh:
         return (self.normal(*shape, dtype=torch.float64) * sharpness).softmax(dim=-1).to(dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Integers from low to high - 1."""
+        """A tensor of integers from low to high - 1, as torch counts; `integer` gives a single one, `high` included."""
         return torch.randint(low, high, shape, generator=self._generator, device="cpu")
 
     def between(self, low: float, high: float) -> float:
-        """A number, to two digits."""
+        """A number from low to high, to two digits, so that a message can show all of it."""
         return round(self.random.uniform(low, high), 2)
 
     def integer(self, low: int, high: int) -> int:
@@ -348,7 +348,7 @@ class Failure(NamedTuple):
     """A case in which the reader's result was not the expected one."""
 
     difference: str
-    """In what way, in words."""
+    """What `difference` says about both results."""
     details: str
     """The arguments and both results."""
     matching: list[str]

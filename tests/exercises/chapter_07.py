@@ -235,12 +235,12 @@ def by_luck(only_a, only_b, agree):
             "A simulation only comes near": """
 import random
 
-chance = random.Random(0)
+rng = random.Random(0)
 
 def by_luck(only_a, only_b, agree):
     n, hits = only_a + only_b, 0
     for _ in range(2000):
-        heads = sum(chance.random() < 0.5 for _ in range(n))
+        heads = sum(rng.random() < 0.5 for _ in range(n))
         hits += abs(2 * heads - n) >= abs(only_a - only_b)
     return hits / 2000
 """,
