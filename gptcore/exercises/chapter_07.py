@@ -198,29 +198,29 @@ def check_luck(answer: Answer, fresh: Fresh) -> None:
             )
         n, k = only_a + only_b, max(only_a, only_b)
         one_sided, exactly, everything = at_least(k, n), Fraction(math.comb(n, k), 2**n), n + agree
-        right = min(1, 2 * one_sided)
+        right = min(1.0, 2 * one_sided)
         z = abs(only_a - only_b) / math.sqrt(n) if n else 0.0
         mistakes = {
             "that is the probability for one given side. Nobody knew beforehand which model would be ahead: count "
             "both sides.": one_sided,
             "questions on which the models agree say nothing about which is better; leave them out of n.": Either(
-                min(1, 2 * at_least(k + agree // 2, everything)), min(1, 2 * at_least(k, everything))
+                min(1.0, 2 * at_least(k + agree // 2, everything)), min(1.0, 2 * at_least(k, everything))
             ),
             "only exactly this result was counted; what is even more extreme belongs to it.": exactly,
             "only exactly this result was counted, on both sides; what is even more extreme belongs to it.": (
-                min(1, 2 * exactly)
+                min(1.0, 2 * exactly)
             ),
             "the result itself is missing: at least as uneven begins at k, not at k + 1.": min(
-                1, 2 * at_least(k + 1, n)
+                1.0, 2 * at_least(k + 1, n)
             ),
             "the last way is missing, all n on one side: range(k, n) ends before n.": (
-                min(1, 2 * (one_sided - Fraction(1, 2**n)))
+                min(1.0, 2 * (one_sided - Fraction(1, 2**n)))
             ),
             "model b may be the one that is ahead: begin with the larger of both numbers, not with only_a.": (
-                min(1, 2 * at_least(only_a, n))
+                min(1.0, 2 * at_least(only_a, n))
             ),
             "the models differ nowhere: a difference of 0 or more is certain, so the probability is 1.": (
-                None if n else 0
+                None if n else 0.0
             ),
             "that is the probability that it was *not* luck; wanted is the opposite.": 1 - right,
             "both sides overlap in the middle: a probability is at most 1.": 2 * one_sided,
