@@ -25,7 +25,7 @@ from gptcore.tokenizer import END
 from gptcore.training import Trainer, TrainingConfig, generator_for
 
 COSTS = ASSETS / "benchmarks" / "costs.json"
-"""What was measured; written by `tests/execute_notebooks.py`."""
+"""What was measured; written by `tools/execute_notebooks.py`."""
 
 PROFILES = {"AMX": "with AMX", "laptop": "laptop"}
 """The two kinds of machine: a server that multiplies bfloat16 in tiles, and one that has AVX2 and no more."""

@@ -32,7 +32,7 @@ def test_badge_and_set_up_cell_agree_with_the_address_of_the_repository(path, tm
     copy.write_bytes(path.read_bytes())
     prepare(copy, address)
     before, after = (nbformat.read(p, as_version=4) for p in (path, copy))
-    assert before == after, "run tests/prepare_notebooks.py"
+    assert before == after, "run tools/prepare_notebooks.py"
     assert badge(path.name, address) in before.cells[0].source.split("\n")
     place = address.removeprefix("https://github.com/")
     assert f"/github/{place}/blob/main/notebooks/{path.name})" in before.cells[0].source

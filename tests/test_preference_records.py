@@ -1,16 +1,13 @@
 """The records that chapters 9 and 10 show are those of their scripts as they stand, with three seeds each."""
 
 import json
-import sys
 
-import pytest
-
-from gptcore.files import ASSETS
-
-sys.path.insert(0, str(ASSETS.parent / "tests" / "benchmarks"))
 import ppo_reuse
+import pytest
 import reward_comparisons
 import weak_judge
+
+from gptcore.files import ASSETS
 
 
 def record(script):

@@ -3,17 +3,14 @@
 import ast
 import json
 import re
-import sys
 
-import nbformat
-import pytest
-
-from gptcore.files import ASSETS
-
-sys.path.insert(0, str(ASSETS.parent / "tests" / "benchmarks"))
 import common
 import decoder_parts
+import nbformat
+import pytest
 import training_tricks
+
+from gptcore.files import ASSETS
 
 CHAPTERS = pytest.mark.parametrize(
     ("chapter", "script", "trains", "cells"),

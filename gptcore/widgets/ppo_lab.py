@@ -1,6 +1,6 @@
 """PPO lab: what KL coefficient, clip, learning rate and the number of comparisons do to PPO.
 
-Many small runs are recorded (`tests/record_ppo_lab.py` makes them), so that every setting answers at
+Many small runs are recorded (`tools/record_ppo_lab.py` makes them), so that every setting answers at
 once; any of them can be run again, live, with other random numbers. What to look for: a policy that
 does not move, a policy that says the same to everything, and a reward that rises while the answers get
 worse.

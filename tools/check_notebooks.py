@@ -4,7 +4,7 @@ A cell without an execution count compares nothing under nbval and passes; this 
 that fail. Also: no HTML or JavaScript output and no widget state, which would run or show nothing
 where the notebook is only looked at.
 
-    python tests/check_notebooks.py
+    python tools/check_notebooks.py
 """
 
 import sys

@@ -1,15 +1,15 @@
 """Run notebooks from top to bottom and store their outputs in them.
 
-    python tests/execute_notebooks.py              all of notebooks/
-    python tests/execute_notebooks.py 01 05        those whose names start so
-    python tests/execute_notebooks.py --measure    only see what they cost; the files stay as they are
+    python tools/execute_notebooks.py              all of notebooks/
+    python tools/execute_notebooks.py 01 05        those whose names start so
+    python tools/execute_notebooks.py --measure    only see what they cost; the files stay as they are
 
 Outputs stay small in diffs: no timing metadata, no widget state. A cell that fails stops the script and
 leaves the file as it was. What each notebook took goes into assets/benchmarks/costs.json, under the profile of this
 machine (see gptcore/costs.py), beside work that was measured in the same run; prepare_notebooks.py writes it
 into the first cells. For the laptop profile on a processor that has more:
 
-    ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python tests/execute_notebooks.py --measure
+    ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 python tools/execute_notebooks.py --measure
 """
 
 import json

@@ -1,6 +1,6 @@
 """Put pictures of the views into assets/views, for the README, from the last browser test's screenshots.
 
-python -m pytest tests/test_browser.py && python tests/draw_views.py
+python -m pytest tests/test_browser.py && python tools/draw_views.py
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Run notebooks with all solutions put in, and see that every check says "right".
 
-    python tests/run_solved_notebooks.py              all of notebooks/
-    python tests/run_solved_notebooks.py 01 05        those whose names start so
+    python tools/run_solved_notebooks.py              all of notebooks/
+    python tools/run_solved_notebooks.py 01 05        those whose names start so
 
 The notebooks themselves stay as they are: blank, as readers find them.
 """

@@ -1,7 +1,7 @@
 """Record the runs of the PPO lab: every combination of its settings, as one JSON file.
 
-    python tests/record_ppo_lab.py                 all of them, into assets/ppo_lab.json; about half an hour
-    python tests/record_ppo_lab.py --most 2 --out runs/lab.json
+    python tools/record_ppo_lab.py                 all of them, into assets/ppo_lab.json; about half an hour
+    python tools/record_ppo_lab.py --most 2 --out runs/lab.json
 
 The models are the shipped ones. An interrupted recording goes on where it was.
 """

@@ -1,6 +1,6 @@
 """Write what notebooks have from elsewhere: Colab badge, set-up cell, stated cost, exercises.
 
-    python tests/prepare_notebooks.py
+    python tools/prepare_notebooks.py
 
 Run it when the repository's address (in pyproject.toml), an exercise or a measured cost has changed or a notebook
 is new; `test_notebooks.py` notices when it was forgotten. The badge is the third line of the first cell, the
