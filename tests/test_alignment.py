@@ -58,11 +58,7 @@ steady = settings(deadline=None, derandomize=True)
 METHODS = ("grpo", "reinforce")
 START, ANSWER, STOP = [SPECIAL[END_OF_TEXT], SPECIAL[USER]], SPECIAL[ASSISTANT], SPECIAL[END]
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 def slow_log_probabilities(model, prompt, answer):

@@ -37,11 +37,7 @@ from gptcore.training import Trainer, TrainingConfig
 BYTES = Tokenizer([])
 OTHER = Tokenizer([(97, 98)])
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 def tiny_decoder(preset="llama"):

@@ -21,12 +21,10 @@ from gptcore.tokenizer import ASSISTANT
 from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows
 from gptcore.widgets.chat import answer_probabilities
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the models must be on the CPU")
-
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
+pytestmark = [
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the models must be on the CPU"),
+    pytest.mark.usefixtures("exact_arithmetic"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,7 @@ from gptcore.training import IGNORED
 
 steady = settings(deadline=None, derandomize=True)
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 # --- Plain text ----------------------------------------------------------------------------------

@@ -44,10 +44,7 @@ START, USER, ASSISTANT, END = 256, 257, 258, 259
 steady = settings(deadline=None, derandomize=True)
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 # --- The template --------------------------------------------------------------------------------

@@ -26,14 +26,7 @@ few_examples = settings(max_examples=15, deadline=None, derandomize=True)
 PRESETS = ("gpt2", "llama")
 VOCABULARY, CONTEXT, STOP = 23, 20, 3
 
-
-@pytest.fixture(autouse=True, scope="module")
-def exact_numbers():
-    """float32 wherever this machine would choose half precision: equal work then gives equal tokens."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("GPTCORE_PRECISION", "fp32")
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 def random_decoder(preset="llama", seed=0, vocabulary=VOCABULARY):

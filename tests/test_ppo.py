@@ -39,11 +39,7 @@ steady = settings(deadline=None, derandomize=True)
 VOCABULARY, SPECIAL = 8, {USER: 4, ASSISTANT: 5, END: 6, END_OF_TEXT: 7}
 WANTED = 1  # the token that the toy reward model likes
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 # --- Mathematics ---------------------------------------------------------------------------------

@@ -39,11 +39,7 @@ steady = settings(deadline=None, derandomize=True)
 BYTES = Tokenizer([])  # a token a byte, and five special tokens
 VOCABULARY = 30
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 def tiny_decoder(preset="llama", vocabulary=VOCABULARY, context=16, width=16, **more):

@@ -38,11 +38,7 @@ VOCABULARY = 23
 PRESETS = ("llama", "gpt2")
 slow_start = settings(deadline=None, derandomize=True)
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 def tiny_decoder(preset="llama", seed=0, layers=2):

@@ -62,11 +62,7 @@ NASTY = [
 ]
 VIEWS = sorted((_view.STATIC).glob("*.js"))
 
-
-@pytest.fixture(autouse=True)
-def exact_arithmetic(monkeypatch):
-    monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
 @pytest.fixture
