@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, metadata
 from typing import Any, Literal, NamedTuple
 
 from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, fresh_torch
@@ -142,7 +143,7 @@ def check(number: str, **given: Any) -> None:
         said = f"{exercise.number} {exercise.title}: {word}{verdict.message}{help_}"
     except Exception as error:  # a fault of ours shall not stop the reader
         verdict = Verdict("blank", "")
-        said = f"{number}: the check itself failed ({type(error).__name__}: {error}). Please report it."
+        said = f"{number}: the check itself failed ({type(error).__name__}: {error}). Please report it{_to_whom()}."
     if verdict.status != "right" and os.environ.get(NBGRADER):
         raise AssertionError(said)
     entry = _read_record().get(exercise.number, {})
@@ -210,6 +211,16 @@ def say(text: str) -> None:
     with contextlib.suppress(Exception):
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _to_whom() -> str:
+    """Where a fault of ours can be reported, if the course was installed and has a public address (in pyproject.toml)."""
+    with contextlib.suppress(PackageNotFoundError):
+        for entry in metadata("gptcore").get_all("Project-URL", []):
+            name, _, address = entry.partition(", ")
+            if name == "Repository" and "/OWNER/" not in address:
+                return f" ({address}/issues)"
+    return ""
 
 
 def _find(number: Any) -> Exercise | None:

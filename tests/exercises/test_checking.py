@@ -1,5 +1,6 @@
 """`check`, `hint`, `solution` and `progress`: what they say, and that nothing makes them raise or hang."""
 
+import email
 import io
 import json
 import math
@@ -10,6 +11,7 @@ import sys
 import threading
 from dataclasses import replace
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -336,6 +338,31 @@ def test_under_nbgrader_a_check_raises_unless_the_answer_is_right_and_nothing_is
     hint("1.1")
     solution("1.1")
     assert not record.exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "ending"),
+    [
+        (
+            "Project-URL: Paper, a\nProject-URL: Repository, https://github.com/her/course",
+            "Please report it (https://github.com/her/course/issues).",
+        ),
+        ("Project-URL: Repository, https://github.com/OWNER/gptcore", "Please report it."),
+        ("Name: gptcore", "Please report it."),
+        (None, "Please report it."),
+    ],
+    ids=["an address", "none yet", "none at all", "not installed"],
+)
+def test_a_fault_of_ours_can_be_reported_where_the_course_has_a_place_for_it(monkeypatch, capsys, installed, ending):
+    def metadata(name):
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return email.message_from_string(installed)
+
+    monkeypatch.setattr(exercises, "metadata", metadata)
+    monkeypatch.setattr(exercises, "examine", lambda *_: 1 / 0)
+    check("1.1", allowed_pairs=answer(RIGHT))
+    assert capsys.readouterr().out.strip().endswith(ending)
 
 
 @pytest.mark.parametrize("level", ["1", "2"])
