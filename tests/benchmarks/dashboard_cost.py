@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from lab import jupyter_lab, opened, write_notebook
+from lab import CHROMIUM, jupyter_lab, opened, sync_playwright, write_notebook
 
 CELL = """
 import json, time, torch
@@ -70,6 +70,8 @@ with open("found.json", "w") as file:
 
 def main() -> None:
     """Measure some pairs and print the difference."""
+    if CHROMIUM is None or sync_playwright is None:
+        sys.exit("this needs Chromium (apt install chromium) and playwright (pip install playwright)")
     given = [int(word) for word in sys.argv[1:3]]
     pairs, steps = [*given, *(4, 480)[len(given) :]]
     with tempfile.TemporaryDirectory() as folder:
