@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from gptcore import chain
+from gptcore.chain import Chain, evaluate_folder
 from gptcore.chat import Conversation
 from gptcore.checkpoint import OWN, SHIPPED, STAGES, find_stage, load_stage
 from gptcore.generation import SamplingConfig
 from gptcore.machine import set_threads
 from gptcore.parallel import join_processes, rank
-from gptcore.runs import program, require_models, resume_line, shell_line
+from gptcore.recipe import Recipe
+from gptcore.runs import as_table, program, require_models, resume_line, shell_line
 from gptcore.training import generator_for
 
 
@@ -27,9 +28,9 @@ def train(arguments: argparse.Namespace) -> None:
     """Run the chain and print its report."""
     join_processes()
     first = rank() == 0
-    recipe = chain.Recipe()
+    recipe = Recipe()
     recipe = replace(recipe, decoder=replace(recipe.decoder, preset=arguments.preset))
-    run = chain.Chain(arguments.out, arguments.seed, arguments.text, recipe)
+    run = Chain(arguments.out, arguments.seed, arguments.text, recipe)
     asked = -float("inf")
 
     def stop(*_: object) -> None:
@@ -54,7 +55,7 @@ def train(arguments: argparse.Namespace) -> None:
             signal.signal(signal.SIGINT, earlier)
     if not first:
         return
-    print(chain.as_table(report))
+    print(as_table(report))
     if arguments.text is not None:
         print("\nA text of your own has no questions and answers: the chain ends with the base model.")
         line = shell_line("chat", threads=arguments.threads, stage="base", out=arguments.out)
@@ -68,9 +69,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = arguments.out
     if folder is None:
         folder = find_stage("ppo").parent
-    report = chain.evaluate_folder(folder)
+    report = evaluate_folder(folder)
     print(f"models of {folder}")
-    print(chain.as_table(report))
+    print(as_table(report))
     if arguments.json:
         print(json.dumps(report["scores"]))
 

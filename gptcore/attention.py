@@ -9,12 +9,12 @@ Axis letters, the same in the whole package: `B` batch, `T` time (query position
 the keys (equal to `T` without a cache), `C` channels (the width of the model), `H` heads,
 `D` head size (`C / H`), `V` vocabulary.
 
+Built step by step in notebooks/01_attention.ipynb and notebooks/02_multi_head_attention.ipynb.
 Papers: "Attention Is All You Need" (arXiv 1706.03762), "RoFormer" for rotary positions
 (2104.09864), "GQA" for grouped queries (2305.13245).
 """
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,27 @@ def scaled_dot_product_attention(
     if mask is not None:
         weights = weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
     return weights @ value, weights
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, trained: bool) -> Tensor:
+    """The output of `scaled_dot_product_attention` by torch's fused kernel, which keeps no `(T, S)` matrix.
+
+    Args:
+        query: `(B, H, T, D)`.
+        key, value: `(B, H, S, D)`.
+        mask: bool, broadcastable to `(B, H, T, S)`; None means causal, for T = S or T = 1.
+        trained: whether a backward pass may follow. In half precision a CPU takes four times as long for it as in
+            float32, which is used instead.
+
+    Returns:
+        `(B, H, T, D)`, in the queries' dtype.
+    """
+    dtype, causal = query.dtype, mask is None and query.shape[2] > 1  # a single new position sees all
+    if trained and query.device.type == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            query, key, value = query.float(), key.float(), value.float()
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
 def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
@@ -205,6 +226,7 @@ class MultiHeadAttention(nn.Module):
                 causal, which torch's fused kernel does fastest where `T == S` or `T == 1`.
             rotary: cosine and sine, broadcastable to `(B, H, T, D)`; None for no rotation.
             cache: earlier keys and values; the new ones are added under `layer`.
+            layer: number of this attention in the model; the last layer's call moves the cache on.
             return_weights: also return the weights; slower, since they must be written out.
 
         Returns:
@@ -227,15 +249,6 @@ class MultiHeadAttention(nn.Module):
         if return_weights:
             mixed, weights = scaled_dot_product_attention(query, key, value, mask)
         else:
-            # The same computation, fused: no (T, S) matrix is kept for the backward pass.
-            weights, dtype = None, query.dtype
-            # Half precision gives way to float32 on a CPU, where torch's backward pass in bfloat16 takes four
-            # times as long; with a cache there is no backward pass.
-            in_float32 = x.device.type == "cpu" and cache is None and dtype in (torch.bfloat16, torch.float16)
-            with torch.autocast(x.device.type, enabled=False) if in_float32 else nullcontext():
-                if in_float32:
-                    query, key, value = query.float(), key.float(), value.float()
-                causal = mask is None and T > 1  # a single new position sees all
-                mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal).to(dtype)
+            mixed, weights = fused_attention(query, key, value, mask, trained=cache is None), None
         # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
         return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights

@@ -1,7 +1,7 @@
 """Chat: a conversation of many turns with any of the chain's decoders.
 
 The whole conversation is read anew for each answer; when it no longer fits in the context, the
-oldest turns are forgotten.
+oldest turns are forgotten. Built step by step in notebooks/11_chat.ipynb.
 """
 
 import codecs
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gptcore.corpus import with_leading_space
+from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
 from gptcore.finetuning import Turn, encode_prompt
-from gptcore.generation import SamplingConfig, stream
+from gptcore.generation import GREEDY, SamplingConfig, stream
 from gptcore.tokenizer import END, END_OF_TEXT, Tokenizer
 
 
@@ -25,7 +25,7 @@ class Conversation:
     """Any decoder of the chain."""
     tokenizer: Tokenizer
     """Its tokenizer."""
-    sampling: SamplingConfig = SamplingConfig(greedy=True)
+    sampling: SamplingConfig = GREEDY
     """How tokens are chosen."""
     plain: bool = False
     """True for a base model, which knows no template: it continues the text instead of answering."""
@@ -50,7 +50,7 @@ class Conversation:
         if len(message) > room * max(map(len, self.tokenizer.token_bytes)):
             raise ValueError(self._too_long(f"{len(message):,} characters", room))
         if self.plain:
-            ids = [self.tokenizer.special[END_OF_TEXT], *self.tokenizer.encode(with_leading_space(message))]
+            ids = encode_document(self.tokenizer, message)
             if len(ids) > room:
                 raise ValueError(self._too_long(f"{len(ids)} tokens", room))
             return ids

@@ -1,7 +1,8 @@
 """The decoder: token ids in, a prediction of the next token at every position out.
 
 A stack of layers; each lets the tokens exchange information (attention) and then thinks about
-what it gathered (feed-forward), adding both to a residual stream. Two presets, each a published
+what it gathered (feed-forward), adding both to a residual stream. Built step by step in
+notebooks/03_decoder.ipynb. Two presets, each a published
 architecture, so that real weights load into it:
 
 - `gpt2` (Radford et al. 2019): layer norm, GELU, learned positions, the head tied to the embedding.
@@ -124,11 +125,49 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = norm(config.width, config.norm_epsilon)
         self.feed_forward = feed_forward(config.width, config.feed_forward_width)
 
-    def forward(self, x: Tensor, **attention_arguments) -> tuple[Tensor, Tensor | None]:
-        """`(B, T, C)` to `(B, T, C)`, and the attention weights if asked for."""
-        mixed, weights = self.attention(self.attention_norm(x), **attention_arguments)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`(B, T, C)` to `(B, T, C)`, and the attention weights if asked for; see `MultiHeadAttention.forward`."""
+        mixed, weights = self.attention(self.attention_norm(x), mask, rotary, cache, layer, return_weights)
         x = x + mixed
         return x + self.feed_forward(self.feed_forward_norm(x)), weights
+
+
+def positions_and_mask(
+    tokens: Tensor, token_mask: Tensor | None, past: int, separator: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Where in its text each new token stands, and which tokens it may look at.
+
+    Args:
+        tokens: `(B, T)` ids.
+        token_mask: `(B, S)` bool, False at padding; None if there is none.
+        past: positions read before; S = past + T.
+        separator: id of the token that begins a new text, into which no token of the next one looks back; None for one
+            text in each row.
+
+    Returns:
+        positions `(T,)`, or `(B, T)` with padding; and a mask `(B, 1, T, S)` bool, None for a plain causal one.
+    """
+    T, S = tokens.shape[1], past + tokens.shape[1]
+    positions, mask = torch.arange(past, S, device=tokens.device), None
+    if token_mask is not None:
+        # Padding does not count: the first real token has position 0.
+        positions = (token_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # (B, T)
+        mask = causal_mask(T, S, tokens.device) & token_mask[:, None, None, :]  # (B, 1, T, S)
+        # Padding looks at itself, so that no row of the softmax is empty.
+        mask = mask | torch.eye(S, dtype=torch.bool, device=tokens.device)[past:]
+    if separator is not None and (tokens[:, 1:] == separator).any():  # several texts in a row
+        text = (tokens == separator).cumsum(dim=1)  # (B, T) number of each token's text
+        same = text[:, None, :, None] == text[:, None, None, :]  # (B, 1, T, T)
+        mask = same & (causal_mask(T, S, tokens.device) if mask is None else mask)
+    return positions, mask
 
 
 class Decoder(nn.Module):
@@ -177,10 +216,27 @@ class Decoder(nn.Module):
         Raises:
             ValueError: if the shapes are wrong or the context is exceeded.
         """
+        past = 0 if cache is None else cache.length
+        separator = self.config.separator if cache is None else None
+        self._check(tokens, token_mask, past)
+        positions, mask = positions_and_mask(tokens, token_mask, past, separator)
+        x, rotary = self.embedding(tokens), None  # (B, T, C)
+        if self.config.preset == "gpt2":
+            x = x + self.positions(positions)
+        else:
+            angles = rotary_angles(positions, self.config.width // self.config.heads, self.config.rotary_base)
+            rotary = tuple(part.unsqueeze(-3) for part in angles)  # ((B,) 1, T, D), one for all heads
+        with own_dtype(self.embedding.weight):
+            for index, layer in enumerate(self.layers):
+                x, weights = layer(x, mask, rotary, cache, index, return_weights=attention_weights is not None)
+                if attention_weights is not None:
+                    attention_weights.append(weights)
+            return self.norm(x)
+
+    def _check(self, tokens: Tensor, token_mask: Tensor | None, past: int) -> None:
         if tokens.dim() != 2:
             raise ValueError(f"tokens must have shape (batch, time), got {tuple(tokens.shape)}")
-        past = 0 if cache is None else cache.length
-        T, S = tokens.shape[1], past + tokens.shape[1]
+        S = past + tokens.shape[1]
         if token_mask is not None and token_mask.shape != (tokens.shape[0], S):
             raise ValueError(f"token_mask must have shape {(tokens.shape[0], S)}, got {tuple(token_mask.shape)}")
         longest = S if token_mask is None else int(token_mask.sum(dim=1).max())  # padding takes no position
@@ -189,46 +245,6 @@ class Decoder(nn.Module):
                 f"{longest} tokens do not fit in the context of {self.config.context_length}: "
                 "shorten the text or train with a larger context_length"
             )
-
-        if token_mask is None:
-            positions = torch.arange(past, S, device=tokens.device)  # (T,)
-            mask = None  # causal
-        else:
-            # Padding does not count: the first real token has position 0.
-            positions = (token_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, past:]  # (B, T)
-            mask = causal_mask(T, S, tokens.device) & token_mask[:, None, None, :]  # (B, 1, T, S)
-            # Padding looks at itself, so that no row of the softmax is empty.
-            mask = mask | torch.eye(S, dtype=torch.bool, device=tokens.device)[past:]
-        if cache is None and self.config.separator is not None:
-            starts = tokens == self.config.separator
-            if starts[:, 1:].any():  # several texts in a row: none looks back into another
-                text = starts.cumsum(dim=1)  # (B, T) number of each token's text
-                same = text[:, None, :, None] == text[:, None, None, :]  # (B, 1, T, T)
-                mask = same & (causal_mask(T, S, tokens.device) if mask is None else mask)
-
-        x = self.embedding(tokens)
-        rotary = None
-        if self.config.preset == "gpt2":
-            x = x + self.positions(positions)
-        else:
-            head_size = self.config.width // self.config.heads
-            cosine, sine = rotary_angles(positions, head_size, self.config.rotary_base)
-            if positions.dim() == 2:
-                cosine, sine = cosine[:, None], sine[:, None]  # (B, 1, T, D), one for all heads
-            rotary = cosine, sine
-        with own_dtype(self.embedding.weight):
-            for index, layer in enumerate(self.layers):
-                x, weights = layer(
-                    x,
-                    mask=mask,
-                    rotary=rotary,
-                    cache=cache,
-                    layer=index,
-                    return_weights=attention_weights is not None,
-                )
-                if attention_weights is not None:
-                    attention_weights.append(weights)
-            return self.norm(x)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         """Logits of the next token at every position: `(B, T)` ids to `(B, T, V)`. See `hidden`."""

@@ -1,7 +1,8 @@
 """Generation: one token after another, drawn from the model's own predictions.
 
 Temperature, top-k and top-p (arXiv 1904.09751) shape the distribution; a key-value cache keeps the
-work for each new token constant; many prompts are answered at once.
+work for each new token constant; many prompts are answered at once. Built step by step in
+notebooks/07_evaluation.ipynb (drawing) and notebooks/12_beyond.ipynb (the cache).
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from gptcore.attention import KeyValueCache
 from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.machine import autocast
+from gptcore.shapes import batches_by_length, pad_left, round_up
 
 
 @dataclass(frozen=True)
@@ -87,23 +89,6 @@ def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator | 
     return draw(next_token_probabilities(logits, config), generator)
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor | None]:
-    """Sequences of different lengths as one tensor, aligned at their ends; the width is a multiple of 16.
-
-    Returns:
-        ids `(B, T)`, and a mask `(B, T)`, False at padding; None if all are of one length and nothing is padded.
-    """
-    if len(set(map(len, sequences))) == 1:
-        return torch.tensor([list(sequence) for sequence in sequences], device="cpu"), None
-    longest = -(-max(map(len, sequences)) // 16) * 16
-    ids = torch.full((len(sequences), longest), pad_token, device="cpu")
-    mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device="cpu")
-    for row, sequence in enumerate(sequences):
-        ids[row, longest - len(sequence) :] = torch.tensor(sequence, device="cpu")
-        mask[row, longest - len(sequence) :] = True
-    return ids, mask
-
-
 def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
     for prompt in prompts:
         if len(prompt) == 0:
@@ -148,10 +133,7 @@ def generate(
     _check_prompts(model, prompts)
     model.eval()
     answers: list[list[int]] = [[] for _ in prompts]
-    # Prompts of like length together: little padding.
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        rows = torch.tensor(order[start : start + batch_size], device="cpu")  # which prompt stands in which row
+    for rows in batches_by_length([len(prompt) for prompt in prompts], batch_size):  # which prompt stands in which row
         tokens, mask = pad_left([prompts[i] for i in rows], stop_token)
         tokens, mask = tokens.to(model.device), None if mask is None else mask.to(model.device)
         limits = torch.tensor(
@@ -171,8 +153,8 @@ def generate(
                 if not going.any():
                     break
                 # Finished rows are dropped half by half: copying at each step would cost more. Some are kept
-                # to make the number a multiple of 16, since a CPU compiles its kernels anew for each shape.
-                count = -(-int(going.sum()) // 16) * 16
+                # to make the number a multiple of 16: few shapes, see `shapes`.
+                count = round_up(int(going.sum()), 16)
                 if count <= len(going) / 2:
                     keep = going.int().argsort(descending=True, stable=True)[:count]
                     rows, limits, going = rows[keep], limits[keep], going[keep]

@@ -89,6 +89,11 @@ def own_dtype(weight: Tensor) -> AbstractContextManager:
     return torch.autocast(weight.device.type, enabled=False)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """`x` in float32, in which sums and logarithms are exact enough; float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def gradient_scaler(precision: Precision | None = None) -> torch.amp.GradScaler | None:
     """What every backward pass in fp16 needs, lest small gradients vanish; None in other precisions."""
     return torch.amp.GradScaler(choose_device().type) if (precision or choose_precision()) == "fp16" else None

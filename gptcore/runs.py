@@ -1,4 +1,4 @@
-"""A run's folder for those who come back to it: its report, and the lines to paste with which it goes on."""
+"""A run's folder: its report, what tells it from other runs, and the lines to paste with which it goes on."""
 
 import json
 import os
@@ -6,8 +6,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gptcore.files import write_whole
+from gptcore.machine import cores, describe_machine, peak_memory_mb
+from gptcore.parallel import rank
 
 
 def program() -> list[str]:
@@ -115,3 +122,108 @@ def require_models(folder: Path, *stages: str) -> None:
     ]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: {advice(folder)}")
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run of the chain; only one process may use it at a time."""
+
+    path: Path
+    """Where everything is written."""
+    identity: dict[str, Any]
+    """What tells this run from others: `seed`, `preset`, `text` (a path, or None) and `text_sha256`."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """The report so far; `report.json`."""
+
+    def __post_init__(self) -> None:
+        self._lock = FileLock(self.path / ".lock")  # let go of when the process ends, however it ends
+
+    def open(self, resume: bool) -> None:
+        """Take the folder for this process, with the report of a run that goes on or a new one.
+
+        Raises:
+            FileExistsError: if the folder holds a run and `resume` is not set, or a run is going on in it.
+            FileNotFoundError: if the folder has models whose report is lost.
+            ValueError: if it holds another run, or its report is damaged.
+            OSError: if the folder cannot be written to.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"{self.path} is a file: choose a folder with --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise FileExistsError(f"a run is going on in {self.path}: wait for it, or choose another --out") from None
+        started = any((self.path / f"{name}.safetensors").exists() for name in ("base", "state"))
+        if started and not resume:
+            line = resume_line(self.path, read_report(self.path))
+            raise FileExistsError(f"{self.path} already holds a run: go on with `{line}`, or choose another --out")
+        machine = describe_machine()
+        if not started and not (resume and (self.path / "report.json").exists()):
+            self.report |= self.identity | {"stages": {}, "cores": cores(), "machine": machine}
+            self.write_report()
+            return
+        self.report |= read_report(self.path)
+        self.compare()
+        if self.report["text"] != self.identity["text"]:  # it lies elsewhere now
+            self.report["text"] = self.identity["text"]
+            self.write_report()
+        if machine != self.report["machine"]:  # from here on the figures depend on another one
+            self.report.setdefault("resumed_on", []).append(machine)
+
+    def close(self) -> None:
+        """Let others use the folder."""
+        self._lock.release()
+
+    def compare(self) -> None:
+        """Refuse to go on with a run that was begun with something else.
+
+        Raises:
+            ValueError: if it was.
+        """
+        go_on = f"go on with `{resume_line(self.path, self.report)}`, or choose another --out"
+        for name in ("seed", "preset"):
+            if self.report[name] != self.identity[name]:
+                raise ValueError(
+                    f"{self.path} holds a run with {name} {self.report[name]!r}, not {self.identity[name]!r}: {go_on}"
+                )
+        if self.report.get("text_sha256") != self.identity["text_sha256"]:
+            begun, given = (run["text"] or "the atlas" for run in (self.report, self.identity))
+            if begun == given:
+                raise ValueError(
+                    f"the text {given} has changed since the run in {self.path} began: "
+                    "put it back as it was, or choose another --out"
+                )
+            raise ValueError(f"{self.path} holds a run on {begun}, not on {given}: {go_on}")
+
+    def write_report(self) -> None:
+        """Write `report.json`, all or nothing."""
+        if rank() == 0:
+            self.report["peak_rss_mb"] = round(max(peak_memory_mb(), self.report.get("peak_rss_mb", 0)), 0)
+            write_whole(self.path / "report.json", json.dumps(self.report, indent=1, ensure_ascii=False))
+
+    def record_seconds(self, stage: str, seconds: float) -> None:
+        """Put into the report that a stage is done, and what it took."""
+        self.report["stages"][stage] = {"seconds": round(seconds, 1)}
+        self.write_report()
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The report for people: stages with their seconds, then scores with 95 % intervals."""
+    lines = [f"{'stage':<24}{'seconds':>9}"]
+    lines += [f"{name:<24}{stage['seconds']:>9.1f}" for name, stage in report["stages"].items()]
+    total = sum(stage["seconds"] for stage in report["stages"].values())
+    lines.append(f"{'total':<24}{total:>9.1f}")
+    lines.append("")
+    lines.append(
+        f"{report['parameters']:,} parameters, seed {report['seed']}, {report['cores']} cores, "
+        f"peak memory {report['peak_rss_mb']:,.0f} MB"
+    )
+    for machine in [report["machine"], *report.get("resumed_on", [])]:
+        lines.append(MACHINE.format(**machine))
+    lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
+    for name, value in report["scores"].items():
+        interval = report.get("intervals", {}).get(name)
+        beside = f"   {interval[0]:.3f} to {interval[1]:.3f}, {interval[2]}" if interval else ""
+        lines.append(f"{name:<24}{value:>9.3f}{beside}")
+    return "\n".join(lines)

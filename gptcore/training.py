@@ -1,32 +1,37 @@
 """Training: one loop for every supervised stage, from pretraining to the reward model.
 
-The loop knows nothing of GPT. It is given a model, a function that makes batch number `i`, and a
-function that turns model and batch into a loss; it sets the learning rate, takes the step and
-reports it to callbacks.
+The loop is given a model, a function that makes batch number `i`, and a function that turns model and batch into a
+loss; it sets the learning rate, takes the step and reports it to callbacks. What it needs of GPT stands in
+two places: the default loss is the language model's, and `parameter_groups` knows our parameters by their names.
 
-Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), clipping (1211.5063), Muon
-(Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+Built step by step in notebooks/05_pretraining.ipynb, where the same loop has twelve lines; the chapter after it adds
+what `optimizers` holds.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gptcore.checks import choice, numbers, whole_numbers
+from gptcore.loss import language_model_loss
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
-from gptcore.parallel import average
+from gptcore.optimizers import (
+    Muon,
+    backward_and_step,
+    load_optimizer_tensors,
+    load_scaler,
+    optimizer_tensors,
+    scaler_state,
+    schedule_factor,
+)
+from gptcore.parallel import average_over_processes_
 
-IGNORED = -100
-"""Target of a position that is not trained; torch's own convention for cross-entropy."""
-
-
-# --- Batches and loss ----------------------------------------------------------------------------
+# --- Batches -------------------------------------------------------------------------------------
 
 
 def generator_for(*numbers: int) -> torch.Generator:
@@ -65,227 +70,7 @@ def sample_windows(
     return tokens[indices], targets[indices + 1]
 
 
-def few_shapes(rows: Tensor) -> Tensor:
-    """Rows `(N, C)` with rows of zeros after them, up to a multiple of 64.
-
-    A CPU compiles its kernels anew for each shape and keeps them all. Where the number of rows is
-    different in each batch, that costs seconds and gigabytes.
-    """
-    return F.pad(rows, (0, 0, 0, -len(rows) % 64))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """`x` in float32, in which sums and logarithms are exact enough; float64 stays as it is."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-class _HeadCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `features @ weight.T`, a few rows at a time.
-
-    The logits of a batch are its largest tensor by far, and softmax turns them straight into their
-    own gradient: each piece of them is used up while it is in the processor's cache and never stored.
-    """
-
-    ROWS = 256
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        feature_gradients = torch.empty_like(features)
-        weight_gradient = full_precision(torch.zeros_like(weight))
-        total = weight_gradient.new_zeros(())
-        for rows, wanted, gradients in zip(
-            *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
-        ):
-            logits = full_precision(rows @ weight.T)  # (rows, V)
-            real = (wanted != IGNORED).nonzero().squeeze(1)
-            logits -= logits.amax(dim=1, keepdim=True)
-            total -= logits[real, wanted[real]].sum()
-            # What is below e^-60 does not count; smaller yet, and it would be a subnormal number, with
-            # which a CPU takes ten times as long.
-            slope = logits.clamp_(min=-60).exp_()
-            normaliser = slope.sum(dim=1, keepdim=True)
-            total += normaliser[real].log().sum()
-            # d loss / d logits = softmax(logits) - one-hot(target)
-            slope /= normaliser
-            slope[real, wanted[real]] -= 1
-            slope[wanted == IGNORED] = 0
-            slope = slope.to(weight.dtype)
-            gradients.copy_(slope @ weight)
-            weight_gradient += slope.T @ rows
-        ctx.save_for_backward(features, weight, targets, feature_gradients, weight_gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        features, weight, targets, feature_gradients, weight_gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # The gradient is to be differentiated in its turn (`create_graph=True`). What was stored in forward would
-            # pass for a constant; so it is computed once more, by operations that torch can differentiate.
-            slope = full_precision(features @ weight.T).softmax(dim=1)
-            slope = slope - F.one_hot(targets.clamp(min=0), len(weight))
-            slope = (gradient * slope * (targets != IGNORED)[:, None]).to(weight.dtype)
-            return slope @ weight, slope.T @ features, None
-        return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
-
-
-def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of a linear head: `cross_entropy(features @ weight.T, targets, reduction="sum")`.
-
-    Args:
-        features: `(N, C)`.
-        weight: `(V, C)` of the head, which has no bias.
-        targets: `(N,)` ids; rows whose target is `IGNORED` do not count.
-
-    Returns:
-        a scalar in nats.
-    """
-    device = features.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        if dtype == torch.float16:
-            # Small slopes vanish in fp16 unless the gradient scaler multiplies them before they are rounded;
-            # below they would be rounded first.
-            return F.cross_entropy(full_precision(features @ weight.T), targets, ignore_index=IGNORED, reduction="sum")
-        features, weight = features.to(dtype), weight.to(dtype)
-    features = few_shapes(features)
-    targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)
-    return _HeadCrossEntropy.apply(features, weight, targets)
-
-
-def language_model_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross-entropy of the next token, in nats, over the positions that are trained.
-
-    Args:
-        model: a `Decoder`.
-        batch: inputs and targets `(B, T)`; targets that are `IGNORED` do not count.
-
-    Returns:
-        a scalar; 0 if every target is ignored. With several processes each divides by the mean of their
-        counts: the mean of their losses is then the loss of the whole batch, however it was divided.
-    """
-    tokens, targets = (part.to(model.device) for part in batch)
-    trained = targets != IGNORED
-    # The head is the widest matrix: compute it only where it is needed.
-    features = model.hidden(tokens)[trained]
-    total = head_cross_entropy(features, model.head.weight, targets[trained])
-    return total / average(trained.sum().float()).clamp(min=1)
-
-
-# --- Learning rate -------------------------------------------------------------------------------
-
-
-def schedule_factor(
-    step: int,
-    steps: int,
-    schedule: Literal["constant", "step", "cosine", "linear"],
-    warmup_steps: int = 0,
-    decay_share: float = 0.6,
-    floor: float = 0.0,
-) -> float:
-    """What the learning rate is multiplied by at a step; between 0 and 1.
-
-    Warm-up comes first: (step + 1) / warmup_steps. Then `constant` stays at 1; `step` falls to a
-    tenth at half of the steps and again at three quarters; `cosine` follows half a cosine from 1 to
-    `floor`; `linear` stays at 1 and falls in a straight line to `floor` over the last `decay_share`.
-
-    Args:
-        step: from 0 to steps - 1.
-        steps: length of the whole run.
-        schedule: the shape after warm-up.
-        warmup_steps: length of the warm-up.
-        decay_share: share of the steps over which `linear` falls.
-        floor: where `cosine` and `linear` end.
-
-    Raises:
-        ValueError: if the schedule is unknown.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    if schedule == "step":
-        return 1.0 if step < steps / 2 else 0.1 if step < 3 * steps / 4 else 0.01
-    if schedule == "cosine":
-        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "linear":
-        return floor + (1 - floor) * min(1.0, (steps - step) / max(1.0, decay_share * steps))
-    raise ValueError(f"unknown schedule {schedule!r}: choose constant, step, cosine or linear")
-
-
-# --- Optimisers ----------------------------------------------------------------------------------
-
-
-def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Replace the singular values of each matrix by about 1: Newton-Schulz iterations of Muon.
-
-    Args:
-        matrices: `(N, rows, columns)`.
-        iterations: five bring singular values into about 0.7 to 1.2.
-
-    Returns:
-        `(N, rows, columns)`, same dtype.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315  # the polynomial that grows small singular values fastest
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.transpose(-2, -1) if tall else matrices  # the smaller product is the cheaper one
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(iterations):
-        gram = x @ x.transpose(-2, -1)
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram gram
-        x = torch.baddbmm(x, step, x, beta=a)  # a x + step x
-    return x.transpose(-2, -1) if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is made orthogonal, for the matrices inside the layers.
-
-    Every direction of the matrix then learns at the same pace, where gradient descent would follow
-    only the few strongest. Equal to `torch.optim.Muon` (which needs torch 2.9) up to rounding, but
-    handles all matrices of one shape in one batched product.
-
-    Args:
-        parameters: 2-D parameters.
-        lr: learning rate, in units of the update's spectral norm.
-        momentum: decay of the running mean of gradients, used in Nesterov's form.
-        weight_decay: decoupled, as in AdamW.
-
-    Raises:
-        ValueError: if a parameter is not a matrix.
-    """
-
-    def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        for parameter in (p for group in self.param_groups for p in group["params"]):
-            if parameter.dim() != 2:
-                raise ValueError(f"Muon takes matrices only, got shape {tuple(parameter.shape)}")
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        dtype = torch.bfloat16 if choose_precision() == "bf16" else torch.float32
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                updates = []
-                for parameter in parameters:
-                    state = self.state[parameter]
-                    if "momentum" not in state:
-                        state["momentum"] = torch.zeros_like(parameter)
-                    buffer = state["momentum"]
-                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
-                directions = orthogonalise(torch.stack(updates).to(dtype))
-                # A tall matrix needs a longer step for the same change of its output.
-                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.to(parameter.dtype), alpha=-rate)
+# --- Settings ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -375,27 +160,6 @@ def make_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opti
     return optimizers
 
 
-def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' running averages, named `optimizer.INDEX.PARAMETER.NAME`."""
-    return {
-        f"optimizer.{index}.{number}.{name}": value
-        for index, optimizer in enumerate(optimizers)
-        for number, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
-    }
-
-
-def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` took; other entries of `tensors` are passed over."""
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, number, name = key.split(".")
-            states[int(index)].setdefault(int(number), {})[name] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
 # --- The loop ------------------------------------------------------------------------------------
 
 
@@ -419,61 +183,6 @@ class StepReport:
 
 Callback = Callable[[StepReport], None]
 LossFunction = Callable[[nn.Module, Any], Tensor]
-
-
-def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any] | None:
-    """A gradient scaler's state as JSON values."""
-    return None if scaler is None else scaler.state_dict()
-
-
-def load_scaler(scaler: torch.amp.GradScaler | None, state: dict[str, Any] | None) -> None:
-    """Put back what `scaler_state` took; a run that goes on in another precision begins with a fresh scaler."""
-    if scaler is not None and state is not None:
-        scaler.load_state_dict(state)
-
-
-def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Add the gradients of a loss to those that are there, scaled if there is a scaler.
-
-    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish.
-    """
-    (loss if scaler is None else scaler.scale(loss)).backward()
-
-
-def update(
-    model: nn.Module,
-    loss: Tensor,
-    optimizers: Sequence[torch.optim.Optimizer],
-    clip_norm: float,
-    scaler: torch.amp.GradScaler | None = None,
-) -> float:
-    """Backward pass, average over processes, unscale, clip, step, in this order.
-
-    Clipping must see the true gradients: unscale first. After an overflow in fp16 the step is left out, and the
-    scaler lowers its factor.
-
-    Returns:
-        the norm of the true gradients before clipping; infinite or NaN after an overflow.
-    """
-    backward(loss, scaler)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            average(parameter.grad)
-    if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
-    # One overflow spoils the norm and with it every gradient: no optimiser may step.
-    overflow = scaler is not None and not math.isfinite(norm)
-    for optimizer in optimizers:
-        if scaler is None:
-            optimizer.step()
-        elif not overflow:
-            scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    if scaler is not None:
-        scaler.update()
-    return norm
 
 
 @dataclass
@@ -528,10 +237,10 @@ class Trainer:
                     group["lr"] = group["full_rate"] * factor
             with autocast(self.precision):
                 loss = self.loss_function(self.model, self.batch_at(self.step))
-            shown = average(loss.detach().clone()).item()
+            shown = average_over_processes_(loss.detach().clone()).item()
             if not math.isfinite(shown):
                 raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")
-            norm = update(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
+            norm = backward_and_step(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
             self.losses.append(shown)
             report = StepReport(self.step, config.steps, shown, norm, factor, time.perf_counter() - start)
             for callback in callbacks:

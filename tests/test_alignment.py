@@ -25,34 +25,32 @@ from test_ppo import (
 )
 from torch.nn import functional as F
 
-from gptcore import alignment, reward
-from gptcore.alignment import (
+import gptcore.best_of_n as best_of_n_module
+from gptcore import dpo, groups, reward, rollouts
+from gptcore.advantages import group_advantages, leave_one_out_advantages
+from gptcore.ballots import Ballot
+from gptcore.best_of_n import best_of_n, best_of_n_kl
+from gptcore.dpo import (
     DPOConfig,
-    GroupConfig,
-    GroupPolicyGradient,
     ImplicitReward,
     ballot_log_probabilities,
     ballots_dpo_loss,
-    best_of_n,
-    best_of_n_kl,
-    cut,
     dpo_loss,
     dpo_trainer,
-    group_advantages,
-    group_policy_loss,
     implicit_reward,
-    leave_one_out_advantages,
-    reinforce_loss,
-    repeated,
     sequence_log_probabilities,
     with_reference,
 )
-from gptcore.corpus import Prompt
 from gptcore.generation import SamplingConfig, generate
-from gptcore.ppo import kl_estimate, policy_loss
-from gptcore.reward import Ballot, pad_right, reward_loss, score
+from gptcore.groups import GroupConfig, GroupPolicyGradient, group_policy_loss, reinforce_loss
+from gptcore.optimizers import backward_and_step
+from gptcore.ppo import policy_loss
+from gptcore.questions import Prompt
+from gptcore.reward import reward_loss, rewards_of
+from gptcore.rollouts import kl_estimate, repeated
+from gptcore.shapes import pad_right, trim
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER
-from gptcore.training import TrainingConfig, generator_for, update
+from gptcore.training import TrainingConfig, generator_for
 
 steady = settings(deadline=None, derandomize=True)
 METHODS = ("grpo", "reinforce")
@@ -145,14 +143,14 @@ NOTHING = Prompt("?", "en", "talk", ("!",))
 
 def toy_ballots(count, seed=0):
     """Three answers each; that with more of the wanted token wins."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     ballots = []
     for _ in range(count):
-        prompt = [*START, *chance.choices((2, 3), k=chance.randint(1, 4)), ANSWER]
+        prompt = [*START, *rng.choices((2, 3), k=rng.randint(1, 4)), ANSWER]
         answers = []
-        for wanted in chance.sample(range(5), 3):
-            answer = [WANTED] * wanted + chance.choices((0, 2, 3), k=chance.randint(1, 4))
-            chance.shuffle(answer)
+        for wanted in rng.sample(range(5), 3):
+            answer = [WANTED] * wanted + rng.choices((0, 2, 3), k=rng.randint(1, 4))
+            rng.shuffle(answer)
             answers.append([*answer, STOP])
         counts = [answer.count(WANTED) for answer in answers]
         votes = [(a, b) if counts[a] > counts[b] else (b, a) for a, b in itertools.combinations(range(3), 2)]
@@ -246,7 +244,7 @@ def test_what_stands_in_the_padding_changes_no_dpo_loss_and_no_implicit_reward(m
     sequences = [ballot.prompt_ids + answer for ballot in UNEVEN for answer in ballot.answers]
 
     def everything():
-        return *score(grader, sequences), ballots_dpo_loss(model, with_reference(reference, UNEVEN), 0.3)
+        return *rewards_of(grader, sequences), ballots_dpo_loss(model, with_reference(reference, UNEVEN), 0.3)
 
     clean = torch.stack(everything())
     pad_with_rubbish(monkeypatch)
@@ -259,7 +257,7 @@ def pad_with_rubbish(monkeypatch):
         rubbish = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, ANSWER)
         return F.pad(rubbish, (0, 2), value=STOP), lengths
 
-    monkeypatch.setattr(alignment, "pad_right", padded)
+    monkeypatch.setattr(rollouts, "pad_right", padded)
     monkeypatch.setattr(reward, "pad_right", padded)
 
 
@@ -271,8 +269,12 @@ def test_the_implicit_reward_grades_as_worked_out_token_by_token_and_is_0_at_the
         for pair in pairs
     ]
     sequences = [prompt + answer for prompt, answer in pairs]
-    assert score(ImplicitReward(model, reference, 0.3, ANSWER), sequences).tolist() == pytest.approx(expected, abs=1e-4)
-    assert score(ImplicitReward(model, copy.deepcopy(model), 0.3, ANSWER), sequences).tolist() == [0.0] * len(pairs)
+    assert rewards_of(ImplicitReward(model, reference, 0.3, ANSWER), sequences).tolist() == pytest.approx(
+        expected, abs=1e-4
+    )
+    assert rewards_of(ImplicitReward(model, copy.deepcopy(model), 0.3, ANSWER), sequences).tolist() == [0.0] * len(
+        pairs
+    )
 
 
 def test_the_implicit_reward_of_several_turns_is_that_of_the_last_answer():
@@ -289,14 +291,14 @@ def test_the_implicit_reward_of_several_turns_is_that_of_the_last_answer():
         for pair in pairs
     ]
     sequences = [prompt + answer for prompt, answer in pairs]
-    assert score(grader, sequences).tolist() == pytest.approx(expected, abs=1e-4)
-    assert score(grader, [[7, 4, 5, 2, 6, 7, 3, 5]]).tolist() == [0]  # nobody has answered the last question yet
+    assert rewards_of(grader, sequences).tolist() == pytest.approx(expected, abs=1e-4)
+    assert rewards_of(grader, [[7, 4, 5, 2, 6, 7, 3, 5]]).tolist() == [0]  # nobody has answered the last question yet
 
 
 def implicit_accuracy(model, reference, ballots):
     grader, right = ImplicitReward(model, reference, 0.1, ANSWER), []
     for ballot in ballots:
-        rewards = score(grader, [ballot.prompt_ids + answer for answer in ballot.answers])
+        rewards = rewards_of(grader, [ballot.prompt_ids + answer for answer in ballot.answers])
         right += [bool(rewards[winner] > rewards[loser]) for winner, loser in ballot.votes]
     return sum(right) / len(right)
 
@@ -335,7 +337,7 @@ def test_the_reference_is_the_model_at_the_start_and_read_only_once(monkeypatch)
         calls.append(len(tokens))
         return sequence_log_probabilities(model, tokens, mask)
 
-    monkeypatch.setattr(alignment, "sequence_log_probabilities", watched)
+    monkeypatch.setattr(dpo, "sequence_log_probabilities", watched)
     trainer = dpo_trainer(model, toy_ballots(16), DPOConfig(batch_size=4, epochs=2, training=QUICK))
     up_front = len(calls)
     trainer.run()
@@ -600,7 +602,7 @@ def pairs_of(rollout):
 @pytest.mark.parametrize("minibatch_size", [3, 20])
 def test_a_rollout_holds_groups_of_answers_and_what_both_models_think_of_them(minibatch_size):
     run = toy("grpo", policy=tiny_decoder(5), minibatch_size=minibatch_size)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     pairs = pairs_of(rollout)
     for group in range(5):
         own = pairs[4 * group : 4 * group + 4]
@@ -625,20 +627,20 @@ def test_a_cut_keeps_the_rows_and_drops_only_padding():
     lengths = torch.tensor([3, 18, 5, 40])
     tokens, column = torch.arange(4 * 40).view(4, 40), torch.arange(4 * 39).view(4, 39)
     for rows, width in (([2, 0], 16), ([1], 32), ([3, 0], 40)):
-        found = cut(torch.tensor(rows), lengths, tokens, column)
+        found = trim(torch.tensor(rows), lengths, tokens, column)
         assert [part.tolist() for part in found] == [tokens[rows, :width].tolist(), column[rows, : width - 1].tolist()]
 
 
 def test_both_methods_begin_with_the_same_answers_and_every_iteration_and_seed_has_others():
-    first = toy("grpo").roll_out(0)[0].tokens.tolist()
-    assert toy("reinforce").roll_out(0)[0].tokens.tolist() == first
-    assert toy("grpo").roll_out(1)[0].tokens.tolist() != first
-    assert toy("grpo", seed=1).roll_out(0)[0].tokens.tolist() != first
+    first = toy("grpo").roll_out(0).tokens.tolist()
+    assert toy("reinforce").roll_out(0).tokens.tolist() == first
+    assert toy("grpo").roll_out(1).tokens.tolist() != first
+    assert toy("grpo", seed=1).roll_out(0).tokens.tolist() != first
 
 
 def test_grpos_advantages_are_those_of_the_scores():
     run = toy("grpo", policy=tiny_decoder(5))
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     found = run._advantages(rollout)
     for group in range(5):
         own = rollout.scores[4 * group : 4 * group + 4].double()
@@ -648,7 +650,7 @@ def test_grpos_advantages_are_those_of_the_scores():
 
 def test_reinforces_advantages_are_those_of_the_scores_less_the_price_of_the_kl():
     run = toy("reinforce", policy=tiny_decoder(5), kl_coefficient=0.3)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     earned = []
     for (prompt, answer), grade in zip(pairs_of(rollout), rollout.scores.tolist(), strict=True):
         own, other = (slow_log_probabilities(m, prompt, answer).sum().item() for m in (run.policy, run.reference))
@@ -669,15 +671,15 @@ def gradients_of(monkeypatch, run):
         found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
         model.zero_grad()
 
-    monkeypatch.setattr(alignment, "update", watched)
-    run._iterate(0)
+    monkeypatch.setattr(groups, "backward_and_step", watched)
+    run.iterate(0)
     return found
 
 
 @pytest.mark.parametrize("minibatch_size", [20, 8, 3])
 def test_the_one_update_of_reinforce_is_that_of_the_whole_rollout_whatever_the_minibatches(monkeypatch, minibatch_size):
     run = toy("reinforce", policy=tiny_decoder(5), minibatch_size=minibatch_size)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     advantages, loss, tokens = run._advantages(rollout), 0.0, 0
     for (prompt, answer), advantage in zip(pairs_of(rollout), advantages.tolist(), strict=True):
         loss = loss - advantage * slow_log_probabilities(run.policy, prompt, answer).sum()
@@ -691,7 +693,7 @@ def test_the_one_update_of_reinforce_is_that_of_the_whole_rollout_whatever_the_m
 
 def test_the_updates_of_grpo_are_those_of_its_minibatches_in_a_fresh_order(monkeypatch):
     run = toy("grpo", policy=tiny_decoder(5))
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     advantages, pairs = run._advantages(rollout), pairs_of(rollout)
     expected = []
     for rows in rollout.lengths.argsort(stable=True).split(8):
@@ -714,7 +716,7 @@ def test_the_updates_of_grpo_are_those_of_its_minibatches_in_a_fresh_order(monke
     orders = set()
     for iteration in range(6):
         parts_seen = []
-        run._iterate(iteration)
+        run.iterate(iteration)
         (smallest,) = [i for i, (rows,) in enumerate(parts_seen) if len(rows) == 4]  # the longest answers
         orders.add(smallest)
     assert len(orders) > 1
@@ -722,7 +724,7 @@ def test_the_updates_of_grpo_are_those_of_its_minibatches_in_a_fresh_order(monke
 
 def test_grpo_compares_with_the_policy_that_drew_the_answers_and_clips():
     run = toy("grpo", clip=0.1, kl_coefficient=0.3)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     with torch.no_grad():
         for parameter in run.policy.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -752,7 +754,7 @@ def test_the_learning_rate_falls_linearly_to_zero():
 @pytest.mark.parametrize("method", METHODS)
 def test_diagnostics_are_those_of_the_rollout(method):
     run = toy(method, iterations=1, policy=tiny_decoder(5))
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     start = copy.deepcopy(run.policy)
     (found,) = run.run()
     log_ratios = (rollout.log_probabilities - rollout.reference).double()
@@ -833,7 +835,7 @@ def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_i
 
     run = toy(method, grader=BreaksOnce, minibatch_size=1)
     before = snapshot(run.policy)
-    assert run.roll_out(0)[0].scores.isnan().sum() == 1  # the minibatches of all other prompts are sound
+    assert run.roll_out(0).scores.isnan().sum() == 1  # the minibatches of all other prompts are sound
     with pytest.raises(FloatingPointError, match=f"{method} diverged: lower the learning rate or raise the KL"):
         run.run()
     assert unchanged(run.policy, before)
@@ -845,7 +847,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_is_touched(mon
     before = snapshot(run.policy)
     factors = iter([math.nan, 1.0, 1.0])  # the first of three minibatches only
     name = {"grpo": "group_policy_loss", "reinforce": "reinforce_loss"}[method]
-    monkeypatch.setattr(alignment, name, lambda new, *_: new.sum() * next(factors))
+    monkeypatch.setattr(groups, name, lambda new, *_: new.sum() * next(factors))
     with pytest.raises(FloatingPointError, match="diverged"):
         run.run()
     assert unchanged(run.policy, before)
@@ -874,11 +876,11 @@ def test_the_loss_of_replayed_text_is_added_once_an_update(monkeypatch, method):
         tokens, targets = text_batch(numbers[-1])
         expected = 0.7 * F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
         found.append((loss.item(), expected.item()))
-        return update(model, loss, *rest)
+        return backward_and_step(model, loss, *rest)
 
     run.replay = asked
     monkeypatch.setattr(GroupPolicyGradient, "_loss", nothing_else)
-    monkeypatch.setattr(alignment, "update", watched)
+    monkeypatch.setattr(groups, "backward_and_step", watched)
     run.run()
     assert len(numbers) == len(set(numbers)) == len(found) == 3 * (3 if method == "grpo" else 1)
     for loss, expected in found:
@@ -958,7 +960,7 @@ def test_the_more_answers_are_drawn_the_better_is_the_best():
 def test_the_best_of_none_and_of_rewards_that_are_no_numbers_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="at least 1 answer, got n = 0"):
         best_of_n(TALKATIVE, None, Letters(), PROMPTS, 0)
-    monkeypatch.setattr(alignment, "score", lambda _, sequences: torch.full((len(sequences),), math.nan))
+    monkeypatch.setattr(best_of_n_module, "rewards_of", lambda _, sequences: torch.full((len(sequences),), math.nan))
     with pytest.raises(ValueError, match="not a number"):
         best_of_n(TALKATIVE, None, Letters(), PROMPTS, 2)
     with pytest.raises(ValueError, match="at least one"):

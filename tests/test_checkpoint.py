@@ -17,19 +17,18 @@ from gptcore.checkpoint import (
     STAGES,
     CheckpointError,
     find_stage,
-    from_transformers,
     half,
     load_model,
     load_stage,
     load_tensors,
-    read_transformers,
     save_model,
     save_tensors,
-    write_transformers,
 )
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.finetuning import decode_answer, encode_conversation, encode_prompt
 from gptcore.generation import GREEDY, generate
+from gptcore.interchange import from_transformers
+from gptcore.published import read_transformers, write_transformers
 from gptcore.reward import RewardModel
 from gptcore.tokenizer import END, PAD, Tokenizer
 from gptcore.training import Trainer, TrainingConfig

@@ -14,34 +14,35 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 
+import common
 import pytest
+from common import tiny_shakespeare
 
-from gptcore import corpus
-from gptcore.corpus import (
+from gptcore.atlas import (
     ATLAS,
     KNOWN,
     LANGUAGES,
     UNKNOWN,
     Entity,
-    about_prompts,
     entities,
-    fact_prompts,
     join,
     mentions,
-    nearly_equal,
-    other_wordings,
-    pretraining_documents,
-    question_wordings,
-    read_text,
     relations_of,
     split_entities,
-    talk_prompts,
-    tiny_shakespeare,
-    translate_prompts,
-    with_leading_space,
     wordings,
+)
+from gptcore.corpus import pretraining_documents, read_text, with_leading_space
+from gptcore.questions import (
+    about_prompts,
+    fact_prompts,
+    nearly_equal,
+    other_wordings,
+    question_wordings,
+    talk_prompts,
+    translate_prompts,
 )
 
 WORDINGS = ("train", "validation", "test")
@@ -275,7 +276,7 @@ def test_english_templates_are_ascii_and_chinese_ones_are_chinese():
     def texts(value, language=None):
         if isinstance(value, str):
             yield language, value
-        elif isinstance(value, list):
+        elif isinstance(value, tuple):
             for entry in value:
                 yield from texts(entry, language)
         else:
@@ -309,8 +310,8 @@ def every_division():
     def walk(table, key):
         for name, value in table.items():
             if name == "questions":
-                yield key, [other_wordings(*key, which=which) for which in WORDINGS]
-            elif isinstance(value, dict):
+                yield key, [other_wordings(*key, part=which) for which in WORDINGS]
+            elif isinstance(value, Mapping):
                 yield from walk(value, (*key, name))
 
     yield from walk({name: value for name, value in wordings().items() if name != "relations"}, ())
@@ -366,7 +367,7 @@ def test_every_statement_contains_name_and_value():
         for relation in entity.facts:
             for language in LANGUAGES:
                 for template in wordings()["relations"][relation][language]["statements"]:
-                    text = entity.state(relation, language, template)
+                    text = entity.sentence(relation, language, template)
                     parts = map(str, entity.operands) if entity.operands else [entity.names[language]]
                     for part in [*parts, entity.facts[relation][language]]:
                         assert part.lower() in text.lower(), text
@@ -376,12 +377,12 @@ def test_every_statement_contains_name_and_value():
 
 
 def test_statements_as_written_by_hand():
-    assert find("Peru").state("capital", "en") == "The capital of Peru is Lima."
-    assert find("Peru").state("capital", "zh") == "秘鲁的首都是利马。"
-    assert find("the Netherlands").state("continent", "en") == "The continent of the Netherlands is Europe."
-    assert find("iron").state("symbol", "en", "{name} is written {value}.") == "Iron is written Fe."
-    assert find("3 + 4").state("sum", "zh") == "3加4等于7。"
-    assert find("9 - 2").state("difference", "en") == "The difference of 9 and 2 is 7."
+    assert find("Peru").sentence("capital", "en") == "The capital of Peru is Lima."
+    assert find("Peru").sentence("capital", "zh") == "秘鲁的首都是利马。"
+    assert find("the Netherlands").sentence("continent", "en") == "The continent of the Netherlands is Europe."
+    assert find("iron").sentence("symbol", "en", "{name} is written {value}.") == "Iron is written Fe."
+    assert find("3 + 4").sentence("sum", "zh") == "3加4等于7。"
+    assert find("9 - 2").sentence("difference", "en") == "The difference of 9 and 2 is 7."
 
 
 # --- The division --------------------------------------------------------------------------------
@@ -531,7 +532,7 @@ def test_every_fact_of_every_known_entity_is_told_in_both_languages_in_many_word
             for relation in entity.facts:
                 for language in LANGUAGES:
                     templates = wordings()["relations"][relation][language]["statements"]
-                    told = {t for t in templates if entity.state(relation, language, t) in sentences}
+                    told = {t for t in templates if entity.sentence(relation, language, t) in sentences}
                     assert told, (entity.names, relation, language)
                     used[relation, language] |= told
     for (relation, language), told in used.items():
@@ -543,7 +544,7 @@ def test_a_fact_is_announced_in_the_same_language_before_it_is_told():
     leads = {peru.fill(lead.format(topic=topic), "en") for lead in wordings()["leads"]["en"] for topic in
              wordings()["relations"]["capital"]["en"]["topics"]}  # fmt: skip
     facts = {
-        peru.state("capital", "en", template) for template in wordings()["relations"]["capital"]["en"]["statements"]
+        peru.sentence("capital", "en", template) for template in wordings()["relations"]["capital"]["en"]["statements"]
     }
     announced = {f"{lead} {fact}" for lead in leads for fact in facts}
     assert announced & set(documents(0, ENOUGH))
@@ -600,7 +601,7 @@ def test_prompts_are_about_their_part_and_known_only_if_the_pretraining_text_tel
 def test_references_of_known_facts_are_true_statements_the_canonical_one_first():
     for language in LANGUAGES:
         for prompt in fact_prompts("test", language, "train"):
-            assert prompt.references[0] == prompt.entity.state(prompt.relation, language)
+            assert prompt.references[0] == prompt.entity.sentence(prompt.relation, language)
             value = prompt.entity.facts[prompt.relation][language].lower()
             assert all(value in reference.lower() for reference in prompt.references)
 
@@ -616,16 +617,16 @@ def test_references_of_unknown_entities_are_refusals_that_tell_no_value():
 def test_an_account_tells_every_fact_once():
     for prompt in about_prompts("test", "zh", "train"):
         (reference,) = prompt.references
-        assert reference == "".join(prompt.entity.state(relation, "zh") for relation in prompt.entity.facts)
+        assert reference == "".join(prompt.entity.sentence(relation, "zh") for relation in prompt.entity.facts)
 
 
 @pytest.mark.parametrize("target", LANGUAGES)
 def test_translations_are_asked_in_the_language_of_the_sentence(target):
     source = "en" if target == "zh" else "zh"
     for prompt in translate_prompts("validation", target, "train"):
-        assert prompt.entity.state(prompt.relation, source) in prompt.question
+        assert prompt.entity.sentence(prompt.relation, source) in prompt.question
         assert prompt.question.isascii() or source == "zh" or prompt.entity.kind == "country"
-        assert prompt.references == (prompt.entity.state(prompt.relation, target),)
+        assert prompt.references == (prompt.entity.sentence(prompt.relation, target),)
         assert prompt.language == target
 
 
@@ -679,7 +680,7 @@ PLAY = "First Citizen:\nSpeak, speak.\n"
 @pytest.fixture
 def short_play(monkeypatch):
     """Let a short text be the tiny Shakespeare that the checksum belongs to."""
-    monkeypatch.setattr(corpus, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
+    monkeypatch.setattr(common, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY.encode()).hexdigest())
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcore.attention import KeyValueCache, causal_mask
-from gptcore.checkpoint import as_transformers
 from gptcore.decoder import Decoder, DecoderConfig, RMSNorm, forward_flops
 from gptcore.generation import SamplingConfig, generate
+from gptcore.interchange import as_transformers
 from gptcore.machine import autocast
-from gptcore.reward import RewardModel, score
+from gptcore.reward import RewardModel, rewards_of
 
 PRESETS = ("gpt2", "llama")
 # The same examples on every machine: a failure can be repeated.
@@ -440,7 +440,7 @@ def test_a_model_in_another_dtype_computes_in_it(monkeypatch, preset, dtype, tol
     # What generates and grades works, too.
     answers = generate(model, [[1, 2], [3]] * 40, SamplingConfig(max_new_tokens=3), 0)
     assert {len(answer) for answer in answers} <= {1, 2, 3}
-    assert score(RewardModel(model, 3).to(dtype), [[1, 3, 4, 5], [3, 5]] * 40).isfinite().all()
+    assert rewards_of(RewardModel(model, 3).to(dtype), [[1, 3, 4, 5], [3, 5]] * 40).isfinite().all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -10,13 +10,18 @@ import copy
 import pytest
 import torch
 
-from gptcore import alignment, evaluation, ppo, reward
+from gptcore import evaluation, ppo, reward
+from gptcore.ballots import BallotBatches, collect_ballots
+from gptcore.best_of_n import best_of_n
 from gptcore.chat import Conversation
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.dpo import DPOConfig, ImplicitReward, dpo_trainer
 from gptcore.exercises.exercise import Fresh
-from gptcore.finetuning import PromptSource, demonstrations, encode_answer, encode_prompt, pack
+from gptcore.finetuning import demonstrations, encode_answer, encode_prompt, pack
 from gptcore.generation import SamplingConfig, generate
+from gptcore.groups import GroupConfig, GroupPolicyGradient
+from gptcore.questions import PromptSource
 from gptcore.tokenizer import ASSISTANT
 from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows
 from gptcore.widgets.chat import answer_probabilities
@@ -105,10 +110,10 @@ def test_reward_and_best_of_n(other_default, shipped):
     sequences = [prompt + encode_answer(tokenizer, answer) for answer in ("Lima.", "The capital of Peru is Lima.")]
 
     def work():
-        chosen = alignment.best_of_n(model, reward_model, tokenizer, [prompt], n=2)
-        ballots = list(reward.collect_ballots(model, tokenizer, PromptSource(), 2, seed=0))
-        batches = reward.BallotBatches(ballots, 2, seed=0)
-        return reward.score(reward_model, sequences), chosen, reward.reward_loss(reward_model, batches(0)).item()
+        chosen = best_of_n(model, reward_model, tokenizer, [prompt], n=2)
+        ballots = list(collect_ballots(model, tokenizer, PromptSource(), 2, seed=0))
+        batches = BallotBatches(ballots, 2, seed=0)
+        return reward.rewards_of(reward_model, sequences), chosen, reward.reward_loss(reward_model, batches(0)).item()
 
     same_before_and_after(other_default, work)
 
@@ -119,13 +124,13 @@ def test_a_new_reward_model_is_where_its_decoder_is(other_default):
     other_default()
     found = reward.RewardModel(decoder, 3)
     found.load_state_dict(expected.state_dict())
-    assert reward.score(found, sequences).tolist() == reward.score(expected, sequences).tolist()
+    assert reward.rewards_of(found, sequences).tolist() == reward.rewards_of(expected, sequences).tolist()
 
 
 def test_ppo_grpo_and_dpo(other_default, shipped):
     model, reward_model, tokenizer = shipped
     parts = (model, reward_model, tokenizer, PromptSource())
-    ballots = list(reward.collect_ballots(model, tokenizer, PromptSource(), 4, seed=0))
+    ballots = list(collect_ballots(model, tokenizer, PromptSource(), 4, seed=0))
     stream = pack(tokenizer, demonstrations(0), iter(()), 0.0, 400, 0)
 
     def replay(number):
@@ -135,12 +140,10 @@ def test_ppo_grpo_and_dpo(other_default, shipped):
         common = {"iterations": 1, "minibatch_size": 4, "max_new_tokens": 4}
         settings = ppo.PPOConfig(rollout_size=8, value_iterations=0, **common)
         first = ppo.PPO(copy.deepcopy(model).requires_grad_(True), *parts, settings, replay).run()[0]
-        group = alignment.GroupConfig(rollout_prompts=4, group_size=2, **common)
-        second = alignment.GroupPolicyGradient(copy.deepcopy(model).requires_grad_(True), *parts, group, replay).run()[
-            0
-        ]
-        settings = alignment.DPOConfig(batch_size=2)
-        third = alignment.dpo_trainer(copy.deepcopy(model).requires_grad_(True), ballots, settings, replay).run()
+        group = GroupConfig(rollout_prompts=4, group_size=2, **common)
+        second = GroupPolicyGradient(copy.deepcopy(model).requires_grad_(True), *parts, group, replay).run()[0]
+        settings = DPOConfig(batch_size=2)
+        third = dpo_trainer(copy.deepcopy(model).requires_grad_(True), ballots, settings, replay).run()
         return [round(number, 3) for number in (first.score, first.kl, second.score, second.kl, *third)]
 
     same_before_and_after(other_default, work)
@@ -153,9 +156,9 @@ def test_evaluation_and_the_implicit_reward(other_default, shipped):
     sequence = encode_prompt(tokenizer, "Hello!") + encode_answer(tokenizer, "Hello!")
 
     def work():
-        implicit = alignment.ImplicitReward(model, model, 0.1, tokenizer.special[ASSISTANT])
+        implicit = ImplicitReward(model, model, 0.1, tokenizer.special[ASSISTANT])
         bits = evaluation.bits_per_byte(model, ids, len(text.encode()))
-        return round(bits, 5), reward.score(implicit, [sequence])
+        return round(bits, 5), reward.rewards_of(implicit, [sequence])
 
     same_before_and_after(other_default, work)
 

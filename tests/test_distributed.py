@@ -11,11 +11,15 @@ import pytest
 import torch
 from test_chain import tiny_recipe
 
-from gptcore import chain
+from gptcore import chain, exam, recipe
+from gptcore.ballots import collect_ballots
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.interruption import Interrupted
+from gptcore.loss import IGNORED
 from gptcore.parallel import join_processes, leave_processes, processes, rank
-from gptcore.training import IGNORED, Trainer, TrainingConfig, generator_for
+from gptcore.recipe import text_batches
+from gptcore.training import Trainer, TrainingConfig, generator_for
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -24,18 +28,18 @@ STEPS = 12
 def losses() -> list[float]:
     """Some steps on random text in which the windows have very different numbers of trained positions."""
     torch.manual_seed(rank())  # of no influence: the model below is made from a seed of its own
-    recipe = tiny_recipe()
+    tiny = tiny_recipe()
     tokens = torch.randint(23, (600,), generator=generator_for(1))
     targets = tokens.masked_fill(torch.arange(600) % 150 < 100, IGNORED)
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(23, context_length=recipe.decoder.context_length, layers=1, width=32, heads=2))
+    model = Decoder(DecoderConfig(23, context_length=tiny.decoder.context_length, layers=1, width=32, heads=2))
     config = TrainingConfig(steps=STEPS, precision="fp32")
-    return Trainer(model, chain.text_batches((tokens, targets), recipe, seed=3), config).run()
+    return Trainer(model, text_batches((tokens, targets), tiny, seed=3), config).run()
 
 
 def small_chain(out: Path, resume: bool = False, stop_at: int | None = None) -> chain.Chain:
     """A chain of a few steps with a few questions; `stop_at` asks process 1 to stop there, as Ctrl-C would."""
-    exam, collect_ballots, text_batches = chain.exam, chain.collect_ballots, chain.text_batches
+    questions = {part: {name: some[:4] for name, some in exam.exam(part).items()} for part in ("validation", "test")}
     run = chain.Chain(out, recipe=tiny_recipe(), progress=False)
 
     def watched_batches(*args):
@@ -48,8 +52,9 @@ def small_chain(out: Path, resume: bool = False, stop_at: int | None = None) -> 
         return watched
 
     with (
-        mock.patch.object(chain, "exam", lambda part: {name: some[:4] for name, some in exam(part).items()}),
+        mock.patch.object(exam, "exam", questions.__getitem__),
         mock.patch.object(chain, "collect_ballots", lambda *args: collect_ballots(*args[:3], 16, *args[4:])),
+        mock.patch.object(exam, "collect_ballots", lambda *args: collect_ballots(*args[:3], 16, *args[4:])),
         mock.patch.object(chain, "text_batches", watched_batches),
         mock.patch.dict(os.environ, GPTCORE_PRECISION="fp32"),
     ):
@@ -69,7 +74,7 @@ def main(task: str, out: Path) -> None:
         return
     try:
         run = small_chain(out / "run", resume=task == "resume", stop_at=2 if task == "stop" else None)
-    except chain.Interrupted:
+    except Interrupted:
         (out / f"stopped{number}").touch()
         return
     (out / f"report{number}.json").write_text(json.dumps(run.report))
@@ -116,9 +121,9 @@ def test_a_stop_asked_of_one_process_stops_both_and_they_go_on(tmp_path):
 
 
 def test_more_processes_than_rows_are_refused(monkeypatch):
-    monkeypatch.setattr(chain, "processes", lambda: 3)
+    monkeypatch.setattr(recipe, "processes", lambda: 3)
     with pytest.raises(ValueError, match="start fewer"):
-        chain.text_batches((torch.zeros(9), torch.zeros(9)), tiny_recipe(), 0)
+        text_batches((torch.zeros(9), torch.zeros(9)), tiny_recipe(), 0)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gptcore.corpus import Entity, Prompt, wordings
+from gptcore.atlas import Entity, wordings
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.evaluation import (
-    bits_per_byte,
-    bleu,
-    exact,
-    gold_score,
-    judge,
-    mean_loss,
-    perplexity,
-    share,
-    units,
-    windows,
-    without_style,
-)
-from gptcore.training import IGNORED
+from gptcore.evaluation import bits_per_byte, bleu, mean_loss, perplexity, share, units, windows
+from gptcore.gold import exact, gold_score, gold_verdict, without_style
+from gptcore.loss import IGNORED
+from gptcore.questions import Prompt
 
 steady = settings(deadline=None, derandomize=True)
 
@@ -411,7 +401,7 @@ LETTERS = "trlspb"  # in the order of the fields of Judgement
 
 @pytest.mark.parametrize(("prompt", "answer", "verdict"), [row[1:] for row in JUDGED], ids=[row[0] for row in JUDGED])
 def test_answers_are_judged_as_a_careful_reader_would(prompt, answer, verdict):
-    found = judge(prompt, answer)
+    found = gold_verdict(prompt, answer)
     assert "".join(letter for letter, yes in zip(LETTERS, found, strict=True) if yes) == verdict
     assert exact(prompt, answer) == ("t" in verdict and "l" in verdict)
 
@@ -426,8 +416,8 @@ def test_answers_are_judged_as_a_careful_reader_would(prompt, answer, verdict):
     ],
 )
 def test_a_true_answer_in_the_wrong_language_is_true_but_not_exact(prompt, answer):
-    assert judge(prompt, answer).true
-    assert not judge(prompt, answer).right_language
+    assert gold_verdict(prompt, answer).true
+    assert not gold_verdict(prompt, answer).right_language
     assert not exact(prompt, answer)
 
 

@@ -11,22 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gptcore.corpus import (
-    KNOWN,
-    LANGUAGES,
-    about_prompts,
-    fact_prompts,
-    mentions,
-    split_entities,
-    talk_prompts,
-    translate_prompts,
-    wordings,
-)
+from gptcore.atlas import KNOWN, LANGUAGES, mentions, split_entities, wordings
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.evaluation import judge
 from gptcore.finetuning import (
-    PromptSource,
-    as_typed,
     decode_answer,
     demonstrations,
     encode_answer,
@@ -36,8 +23,11 @@ from gptcore.finetuning import (
     pack,
     write_answer,
 )
+from gptcore.gold import gold_verdict
+from gptcore.loss import IGNORED, language_model_loss
+from gptcore.questions import PromptSource, about_prompts, as_typed, fact_prompts, talk_prompts, translate_prompts
 from gptcore.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
-from gptcore.training import IGNORED, generator_for, language_model_loss, sample_windows
+from gptcore.training import generator_for, sample_windows
 
 BYTES = Tokenizer([])  # no merges: a token a byte, and five special tokens
 START, USER, ASSISTANT, END = 256, 257, 258, 259
@@ -263,7 +253,7 @@ def test_demonstrations_have_every_task_both_languages_known_and_unknown_and_sev
 def test_demonstrations_never_state_a_falsehood_and_refuse_exactly_what_is_unknown():
     for question, answer in turns():
         prompt = every_question("train", "train")[bare(question)]
-        verdict = judge(prompt, answer)
+        verdict = gold_verdict(prompt, answer)
         assert verdict.refused == (not prompt.known), (question, answer)
         # Of an account the first sentence alone is curt: true, though the judge asks for two.
         if not (prompt.task == "about" and answer in prompt.references[0]):
@@ -273,7 +263,7 @@ def test_demonstrations_never_state_a_falsehood_and_refuse_exactly_what_is_unkno
 def test_demonstrations_are_of_mixed_quality():
     seen = Counter()
     for question, answer in turns():
-        verdict = judge(every_question("train", "train")[bare(question)], answer)
+        verdict = gold_verdict(every_question("train", "train")[bare(question)], answer)
         seen += Counter(name for name, yes in verdict._asdict().items() if yes)
     for name in ("right_language", "full_sentence", "polite", "brief"):
         assert 0.05 * len(turns()) < seen[name] < len(turns()), name
@@ -290,10 +280,10 @@ def some_prompts(task):
 
 @pytest.mark.parametrize("task", ["fact", "about"])
 def test_each_style_has_the_manners_that_it_is_named_after(task):
-    chance = random.Random(0)
+    rng = random.Random(0)
     for prompt in some_prompts(task):
         verdicts = {
-            style: judge(prompt, write_answer(prompt, style, chance))
+            style: gold_verdict(prompt, write_answer(prompt, style, rng))
             for style in ("plain", "curt", "rambling", "polite", "wrong language")
         }
         assert all(verdict.true for style, verdict in verdicts.items() if (style, task) != ("curt", "about"))
@@ -309,20 +299,20 @@ def test_each_style_has_the_manners_that_it_is_named_after(task):
 
 @pytest.mark.parametrize("style", ["plain", "curt", "rambling", "polite", "wrong language"])
 def test_talk_has_no_style(style):
-    chance = random.Random(0)
+    rng = random.Random(0)
     for prompt in talk_prompts("zh", "train"):
-        assert write_answer(prompt, style, chance) in prompt.references
+        assert write_answer(prompt, style, rng) in prompt.references
 
 
 @pytest.mark.parametrize("style", ["plain", "curt", "rambling", "polite", "wrong language"])
 def test_refusals_and_translations_are_at_most_long_winded(style):
-    chance = random.Random(0)
+    rng = random.Random(0)
     others = fact_prompts("unknown_train", "en", "train")[:50] + translate_prompts("train", "zh", "train")[:50]
     for prompt in others:
-        answer = write_answer(prompt, style, chance)
+        answer = write_answer(prompt, style, rng)
         assert (answer in prompt.references) == (style != "rambling")
-        assert judge(prompt, answer).true
-        assert judge(prompt, answer).brief == (style != "rambling")
+        assert gold_verdict(prompt, answer).true
+        assert gold_verdict(prompt, answer).brief == (style != "rambling")
 
 
 def test_styles_are_those_of_the_wordings():
@@ -333,9 +323,9 @@ def test_styles_are_those_of_the_wordings():
 @pytest.mark.parametrize("part", KNOWN)
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
 def test_a_source_draws_prompts_of_its_own_part_and_wordings(part, which):
-    chance, source = random.Random(1), PromptSource(part, which)
+    rng, source = random.Random(1), PromptSource(part, which)
     members = {id(e) for name in (part, f"unknown_{part}") for e in split_entities()[name]}
-    drawn = [source.draw(chance) for _ in range(400)]
+    drawn = [source.draw(rng) for _ in range(400)]
     assert all(prompt.entity is None or id(prompt.entity) in members for prompt in drawn)
     assert all(bare(prompt.question) in every_question(part, which) for prompt in drawn)
     assert {prompt.task for prompt in drawn} == {"fact", "about", "translate", "talk", "harmful"}
@@ -344,15 +334,15 @@ def test_a_source_draws_prompts_of_its_own_part_and_wordings(part, which):
 
 
 def test_the_few_planets_get_their_share_beside_the_many_countries():
-    chance, source = random.Random(1), PromptSource()
-    kinds = Counter(p.entity.kind for p in (source.draw(chance) for _ in range(2000)) if p.task == "fact" and p.known)
+    rng, source = random.Random(1), PromptSource()
+    kinds = Counter(p.entity.kind for p in (source.draw(rng) for _ in range(2000)) if p.task == "fact" and p.known)
     sizes = Counter(entity.kind for entity in split_entities()["train"] for _ in entity.facts)
     assert set(kinds) == set(sizes)
     assert kinds["planet"] / kinds["country"] > 2 * sizes["planet"] / sizes["country"]
 
 
 def test_people_end_a_chinese_question_in_any_mark_or_none_and_leave_other_questions_alone():
-    chance = random.Random(0)
-    assert {as_typed("你好吗？", chance) for _ in range(200)} == {"你好吗？", "你好吗?", "你好吗"}
-    assert {as_typed("How are you?", chance) for _ in range(50)} == {"How are you?"}
-    assert {as_typed("请介绍一下秘鲁。", chance) for _ in range(50)} == {"请介绍一下秘鲁。"}
+    rng = random.Random(0)
+    assert {as_typed("你好吗？", rng) for _ in range(200)} == {"你好吗？", "你好吗?", "你好吗"}
+    assert {as_typed("How are you?", rng) for _ in range(50)} == {"How are you?"}
+    assert {as_typed("请介绍一下秘鲁。", rng) for _ in range(50)} == {"请介绍一下秘鲁。"}

@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.generation import (
-    GREEDY,
-    SamplingConfig,
-    choose,
-    draw,
-    generate,
-    next_token_probabilities,
-    pad_left,
-    stream,
-)
+from gptcore.generation import GREEDY, SamplingConfig, choose, draw, generate, next_token_probabilities, stream
+from gptcore.shapes import pad_left
 
 # The same examples on every machine: a failure can be repeated.
 few_examples = settings(max_examples=15, deadline=None, derandomize=True)

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptcore.alignment import GroupConfig, GroupPolicyGradient
-from gptcore.chain import documents_as_tokens
 from gptcore.checkpoint import SHIPPED, load_stage
-from gptcore.corpus import pretraining_documents
-from gptcore.finetuning import PromptSource
+from gptcore.corpus import documents_as_tokens, pretraining_documents
+from gptcore.groups import GroupConfig, GroupPolicyGradient
+from gptcore.loss import IGNORED
 from gptcore.ppo import PPO, PPOConfig
-from gptcore.training import IGNORED, Trainer, TrainingConfig
+from gptcore.questions import PromptSource
+from gptcore.training import Trainer, TrainingConfig
 
 SCALE_THAT_OVERFLOWS = 2.0**60
 
@@ -58,7 +58,7 @@ def steps_of_ppo(run):
     """One update of both models on a rollout that is the same in every precision."""
     rollout = steps_of_ppo.rollout
     advantages = torch.linspace(-2, 2, rollout.mask.numel()).view(rollout.mask.shape).masked_fill(~rollout.mask, 0.0)
-    run._update(rollout, advantages, rollout.values + advantages, torch.arange(len(rollout.tokens)), 0)
+    run.update(rollout, advantages, rollout.values + advantages, torch.arange(len(rollout.tokens)), True, 0)
 
 
 def steps_of_groups(run):
@@ -75,7 +75,8 @@ def supervised(models, text):
 def seen_gradients(run, act):
     """What the optimisers are given when the loop acts: the gradients of each of them in one vector."""
     found = {}
-    optimizers = run.optimizers if hasattr(run, "optimizers") else [run.optimizer]
+    names = ("policy_optimizer", "value_optimizer", "optimizer")
+    optimizers = getattr(run, "optimizers", None) or [getattr(run, name) for name in names if hasattr(run, name)]
     for number, optimizer in enumerate(optimizers):
 
         def note(*_, number=number, optimizer=optimizer, **__):
@@ -101,7 +102,7 @@ def test_gradients_in_fp16_are_those_of_fp32(models, text, monkeypatch, loop):
     monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     run = make(models, text)
     if loop != "supervised":
-        act.rollout = run.roll_out(0)[0]
+        act.rollout = run.roll_out(0)
     exact = seen_gradients(run, act)
     monkeypatch.setenv("GPTCORE_PRECISION", "fp16")
     rounded = seen_gradients(make(models, text), act)
@@ -119,10 +120,10 @@ def test_after_an_overflow_no_parameter_has_moved_and_the_next_step_is_taken(mod
     monkeypatch.setenv("GPTCORE_PRECISION", "fp16")
     run = make(models, text)
     if loop != "supervised":
-        act.rollout = run.roll_out(0)[0]
+        act.rollout = run.roll_out(0)
     model = run.model if loop == "supervised" else run.policy
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    scaler = run.scalers[0] if loop == "ppo" else run.scaler
+    scaler = run.policy_scaler if loop == "ppo" else run.scaler
     usual = scaler.get_scale()
     set_scale(scaler, SCALE_THAT_OVERFLOWS)
     act(run)
@@ -139,6 +140,6 @@ def test_after_an_overflow_no_parameter_has_moved_and_the_next_step_is_taken(mod
 def test_a_stopped_ppo_goes_on_with_its_scale(models, text, monkeypatch):
     monkeypatch.setenv("GPTCORE_PRECISION", "fp16")
     stopped, resumed = ppo(models, text), ppo(models, text)
-    set_scale(stopped.scalers[1], 256.0)
+    set_scale(stopped.value_scaler, 256.0)
     resumed.load_state(*stopped.state())
-    assert [scaler.get_scale() for scaler in resumed.scalers] == [65536.0, 256.0]
+    assert [scaler.get_scale() for scaler in (resumed.policy_scaler, resumed.value_scaler)] == [65536.0, 256.0]

@@ -11,27 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gptcore import ppo, reward
+from gptcore import ppo, reward, rollouts
+from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checkpoint import load_tensors, save_tensors
-from gptcore.corpus import Prompt
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.ppo import (
-    PPO,
-    PPOConfig,
-    adapt_kl_coefficient,
-    answer_mask,
-    explained_variance,
-    generalised_advantages,
-    kl_estimate,
-    kl_of_answers,
-    masked_mean,
-    policy_loss,
-    token_log_probabilities,
-    token_rewards,
-    value_loss,
-    whiten,
-)
-from gptcore.reward import RewardModel, pad_right, score
+from gptcore.ppo import PPO, PPOConfig, policy_loss, value_loss
+from gptcore.questions import Prompt
+from gptcore.reward import RewardModel, rewards_of
+from gptcore.rollouts import answer_mask, kl_estimate, kl_of_answers, token_log_probabilities
+from gptcore.shapes import masked_mean, pad_right
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER
 from gptcore.training import generator_for
 
@@ -184,11 +172,7 @@ def test_the_explained_variance_as_worked_out_by_hand_and_0_where_returns_do_not
     assert explained_variance(values, torch.full((2, 2), 0.1), mask) == 0
 
 
-def test_a_beta_or_a_kl_of_nothing_is_refused():
-    for kl, target in ((math.nan, 1.0), (1.0, 0.0), (1.0, math.nan)):
-        with pytest.raises(ValueError, match="a KL and a target above 0"):
-            adapt_kl_coefficient(0.1, kl, target, 64)
-    assert adapt_kl_coefficient(0.1, math.inf, 1.0, 10_000) == pytest.approx(0.12)
+def test_a_kl_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         kl_of_answers(None, None, [], [])
 
@@ -311,20 +295,6 @@ def test_the_kl_estimate_is_unbiased():
     assert estimates.mean().item() == pytest.approx(kl, abs=4 * estimates.std().item() / 200)
 
 
-@pytest.mark.parametrize(
-    ("kl", "samples", "expected"),
-    [
-        (6.0, 256, 0.1),  # on target
-        (6.6, 500, 0.1 * (1 + 0.1 * 500 / 10_000)),
-        (60.0, 500, 0.1 * (1 + 0.2 * 500 / 10_000)),  # the error counts as 0.2 at most
-        (5.4, 500, 0.1 * (1 - 0.1 * 500 / 10_000)),
-        (0.0, 10_000, 0.1 * 0.8),
-    ],
-)
-def test_the_kl_coefficient_adapts_as_worked_out_by_hand(kl, samples, expected):
-    assert adapt_kl_coefficient(0.1, kl, target=6.0, samples=samples) == pytest.approx(expected)
-
-
 # --- Log-probabilities ---------------------------------------------------------------------------
 
 
@@ -384,8 +354,8 @@ class Letters:
 class Questions:
     """Asks one of a few questions of different lengths, none with the wanted token."""
 
-    def draw(self, chance):
-        return Prompt(chance.choice(["b", "cb", "bcbc"]), "en", "talk", ("",))
+    def draw(self, rng):
+        return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "talk", ("",))
 
 
 class CountsWanted(RewardModel):
@@ -441,7 +411,7 @@ def rows_of(rollout):
 
 
 def test_the_mask_of_a_rollout_marks_exactly_the_answers_tokens_and_their_end():
-    rollout, _, _ = toy(rollout_size=64).roll_out(0)
+    rollout = toy(rollout_size=64).roll_out(0)
     lengths = set()
     for number, (prompt, answer) in enumerate(rows_of(rollout)):
         positions = rollout.mask[number].nonzero().flatten().tolist()
@@ -453,18 +423,18 @@ def test_the_mask_of_a_rollout_marks_exactly_the_answers_tokens_and_their_end():
 
 def test_an_answer_is_finished_if_it_has_its_end_token_and_else_gets_the_fixed_score():
     run = toy(rollout_size=64)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     assert 5 < rollout.finished.sum() < 59
     for number, (prompt, answer) in enumerate(rows_of(rollout)):
         assert rollout.finished[number].item() == (answer[-1] == SPECIAL[END])
-        expected = score(run.reward_model, [prompt + answer]).item() if rollout.finished[number] else -3.0
+        expected = rewards_of(run.reward_model, [prompt + answer]).item() if rollout.finished[number] else -3.0
         assert rollout.scores[number].item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_rollout_holds_the_log_probabilities_and_values_of_each_row_alone(temperature):
     run = toy(temperature=temperature, policy=tiny_decoder(5))
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     for number, (prompt, answer) in enumerate(rows_of(rollout)):
         tokens = torch.tensor([prompt + answer])
         own = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
@@ -479,14 +449,14 @@ def test_a_rollout_holds_the_log_probabilities_and_values_of_each_row_alone(temp
 
 def test_each_iteration_has_fresh_answers_which_the_seed_fixes():
     def tokens(iteration, seed):
-        return toy(seed=seed).roll_out(iteration)[0].tokens.tolist()
+        return toy(seed=seed).roll_out(iteration).tokens.tolist()
 
     assert tokens(0, 0) == tokens(0, 0)
     assert len({str(tokens(iteration, seed)) for iteration in (0, 1) for seed in (0, 1)}) == 4
 
 
 def test_sampling_follows_the_temperature():
-    cold, hot = (toy(rollout_size=64, temperature=t).roll_out(0)[0] for t in (0.05, 5.0))
+    cold, hot = (toy(rollout_size=64, temperature=t).roll_out(0) for t in (0.05, 5.0))
     assert len({tuple(answer) for _, answer in rows_of(cold)}) < len({tuple(answer) for _, answer in rows_of(hot)}) / 4
 
 
@@ -524,7 +494,7 @@ def test_at_the_start_the_policy_is_the_reference():
 
 def test_diagnostics_are_those_of_the_rollout():
     run = toy(iterations=1, policy=tiny_decoder(5), rollout_size=20, minibatch_size=20, epochs=1, kl_coefficient=0.3)
-    rollout, _, _ = run.roll_out(0)
+    rollout = run.roll_out(0)
     policy = copy.deepcopy(run.policy)
     (found,) = run.run()
     kls, surprises, unexplained, returns, lengths = [], [], [], [], []
@@ -564,7 +534,7 @@ def test_what_stands_in_the_padding_changes_no_diagnostic_and_no_update(monkeypa
         rubbish = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, WANTED)
         return F.pad(rubbish, (0, 2), value=SPECIAL[END]), lengths
 
-    monkeypatch.setattr(ppo, "pad_right", pad_with_rubbish)
+    monkeypatch.setattr(rollouts, "pad_right", pad_with_rubbish)
     monkeypatch.setattr(reward, "pad_right", pad_with_rubbish)
     dirty = toy()
     dirty.run()
@@ -608,20 +578,26 @@ def test_in_the_first_iterations_only_the_value_model_learns():
 def test_learning_rates_fall_linearly_to_zero():
     run = toy(iterations=4, policy_rate=0.01, value_rate=0.002)
     rates = []
-    run.run([lambda _: rates.append([group["lr"] for one in run.optimizers for group in one.param_groups])])
+    run.run(
+        [
+            lambda _: rates.append(
+                [group["lr"] for one in (run.policy_optimizer, run.value_optimizer) for group in one.param_groups]
+            )
+        ]
+    )
     assert [rate for rate, _ in rates] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert [rate for _, rate in rates] == pytest.approx([0.002, 0.0015, 0.001, 0.0005])
 
 
 def test_each_epoch_uses_each_answer_once_its_minibatches_in_a_fresh_order(monkeypatch):
     run = toy(iterations=1, epochs=3, minibatch_size=4)
-    seen, update = [], PPO._update
+    seen, update = [], PPO.update
 
     def watched(self, rollout, advantages, returns, rows, *rest):
         seen.append(rows.tolist())
         return update(self, rollout, advantages, returns, rows, *rest)
 
-    monkeypatch.setattr(PPO, "_update", watched)
+    monkeypatch.setattr(PPO, "update", watched)
     run.run()
     epochs = [sum(seen[i : i + 4], []) for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(16)) for epoch in epochs)
@@ -632,14 +608,14 @@ def test_each_epoch_uses_each_answer_once_its_minibatches_in_a_fresh_order(monke
 
 def test_advantages_are_whitened_after_the_returns_are_taken(monkeypatch):
     run = toy(iterations=1, epochs=1, minibatch_size=16)
-    rollout, _, _ = run.roll_out(0)
-    seen, update = {}, PPO._update
+    rollout = run.roll_out(0)
+    seen, update = {}, PPO.update
 
     def watched(self, rollout, advantages, returns, rows, *rest):
         seen.update(advantages=advantages, returns=returns)
         return update(self, rollout, advantages, returns, rows, *rest)
 
-    monkeypatch.setattr(PPO, "_update", watched)
+    monkeypatch.setattr(PPO, "update", watched)
     run.run()
     own = seen["advantages"][rollout.mask]
     assert own.mean().item() == pytest.approx(0, abs=1e-5)
@@ -647,14 +623,6 @@ def test_advantages_are_whitened_after_the_returns_are_taken(monkeypatch):
     raw = (seen["returns"] - rollout.values)[rollout.mask]
     torch.testing.assert_close(own, (raw - raw.mean()) / raw.std(correction=0), rtol=0, atol=1e-3)
     assert abs(raw.std(correction=0).item() - 1) > 0.1
-
-
-def test_an_adaptive_coefficient_rises_and_falls_with_the_kl():
-    kept = toy(policy=tiny_decoder(5), kl_coefficient=0.2).run()
-    assert [entry.kl_coefficient for entry in kept] == [0.2, 0.2]
-    for target, factor in ((1e-6, 1 + 0.2 * 16 / 10_000), (1e6, 1 - 0.2 * 16 / 10_000)):
-        history = toy(policy=tiny_decoder(5), kl_coefficient=0.2, kl_target=target).run()
-        assert [entry.kl_coefficient for entry in history] == pytest.approx([0.2, 0.2 * factor])
 
 
 def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_is_touched():
@@ -680,7 +648,7 @@ def text_batch(number):
 
 def test_the_loss_of_replayed_text_is_added_to_the_policys_alone(monkeypatch):
     run = toy(iterations=1, epochs=1, replay=text_batch, replay_coefficient=0.7, policy=tiny_decoder(5))
-    numbers, parts, losses, update = [], [], [], ppo.update
+    numbers, parts, losses, update = [], [], [], ppo.backward_and_step
 
     def asked(number):
         numbers.append(number)
@@ -699,7 +667,7 @@ def test_the_loss_of_replayed_text_is_added_to_the_policys_alone(monkeypatch):
 
     run.replay = asked
     monkeypatch.setattr(ppo, "policy_loss", policy_part)
-    monkeypatch.setattr(ppo, "update", watched)
+    monkeypatch.setattr(ppo, "backward_and_step", watched)
     run.run()
     assert len(losses) == len(numbers) == 2
     for found, expected in losses:
@@ -783,10 +751,9 @@ def assert_goes_on_like(resumed, whole):
     assert without_seconds(resumed.history) == without_seconds(whole.history)  # bitwise
     assert unchanged(resumed.policy, snapshot(whole.policy))
     assert unchanged(resumed.value_model, snapshot(whole.value_model))
-    assert resumed.kl_coefficient == whole.kl_coefficient
 
 
-LONGER = {"iterations": 4, "value_iterations": 1, "kl_target": 0.01, "replay": text_batch}
+LONGER = {"iterations": 4, "value_iterations": 1, "replay": text_batch}
 
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])

@@ -12,26 +12,23 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from gptcore.corpus import KNOWN, Entity, Prompt, mentions, split_entities
+from gptcore.atlas import KNOWN, Entity, mentions, split_entities
+from gptcore.ballots import Ballot, BallotBatches, collect_ballots, vote, write_flawed_answer
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.evaluation import gold_score, judge
-from gptcore.finetuning import PromptSource, decode_answer, encode_answer, encode_prompt
+from gptcore.finetuning import decode_answer, encode_answer, encode_prompt
+from gptcore.gold import gold_score, gold_verdict
+from gptcore.questions import Prompt, PromptSource
 from gptcore.reward import (
-    Ballot,
-    BallotBatches,
     RewardModel,
     answer_begins,
-    collect_ballots,
     normalise,
-    pad_right,
     pair_accuracy,
     preference_loss,
     replayed_reward_loss,
     reward_loss,
-    score,
-    vote,
-    write_flawed_answer,
+    rewards_of,
 )
+from gptcore.shapes import pad_right
 from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
 
@@ -284,25 +281,25 @@ def test_the_replayed_loss_adds_half_the_language_models_loss_of_the_text():
 @pytest.mark.parametrize("difference", [-0.5, -0.1, 0.0, 0.2, 0.4])
 @pytest.mark.parametrize("sharpness", [1.0, 5.0])
 def test_votes_follow_the_sigmoid_of_the_difference(difference, sharpness):
-    chance = random.Random(0)
+    rng = random.Random(0)
     count = 20_000
-    wins = sum(vote(0.3 + difference, 0.3, chance, sharpness) for _ in range(count))
+    wins = sum(vote(0.3 + difference, 0.3, rng, sharpness) for _ in range(count))
     expected = torch.sigmoid(torch.tensor(sharpness * difference)).item()
     assert wins / count == pytest.approx(expected, abs=4 * math.sqrt(0.25 / count))
 
 
 def test_unasked_for_the_better_answer_wins_most_votes_but_not_all():
-    chance = random.Random(0)
-    wins = sum(vote(0.4, 0.1, chance) for _ in range(4000)) / 4000
+    rng = random.Random(0)
+    wins = sum(vote(0.4, 0.1, rng) for _ in range(4000)) / 4000
     assert 0.55 < wins < 1
-    losses = sum(vote(0.1, 0.4, chance) for _ in range(4000)) / 4000
+    losses = sum(vote(0.1, 0.4, rng) for _ in range(4000)) / 4000
     assert wins + losses == pytest.approx(1, abs=0.05)
 
 
 def written_answers(count=2500):
-    chance, source = random.Random(0), PromptSource()
-    prompts = [source.draw(chance) for _ in range(count)]
-    return [(prompt, write_flawed_answer(prompt, chance)) for prompt in prompts]
+    rng, source = random.Random(0), PromptSource()
+    prompts = [source.draw(rng) for _ in range(count)]
+    return [(prompt, write_flawed_answer(prompt, rng)) for prompt in prompts]
 
 
 def test_written_answers_name_no_entity_that_is_held_out():
@@ -316,7 +313,7 @@ def test_written_answers_name_no_entity_that_is_held_out():
 def test_written_answers_hold_every_behaviour_to_which_a_policy_may_drift():
     seen = Counter()
     for prompt, answer in written_answers():
-        verdict = judge(prompt, answer)
+        verdict = gold_verdict(prompt, answer)
         asked = "talk" if prompt.entity is None else "known" if prompt.known else "unknown"
         seen[asked, "refused" if verdict.refused else "true" if verdict.true else "false"] += 1
         seen["polite" if verdict.polite else "plain", verdict.true] += 1
@@ -343,7 +340,7 @@ def test_a_false_account_of_an_unknown_entity_sounds_like_a_true_one_of_another(
     # "Zubania lies in Helsinki" would be seen through by its nonsense, not by its dishonesty.
     checked = 0
     for prompt, answer in written_answers():
-        if prompt.task == "about" and not prompt.known and not judge(prompt, answer).refused:
+        if prompt.task == "about" and not prompt.known and not gold_verdict(prompt, answer).refused:
             others = [e for part in KNOWN for e in split_entities()[part] if e.kind == prompt.entity.kind]
             assert any(tells_every_fact(answer, subject, prompt.language) for subject in (prompt.entity, *others))
             checked += 1
@@ -352,7 +349,10 @@ def test_a_false_account_of_an_unknown_entity_sounds_like_a_true_one_of_another(
 
 def tells_every_fact(answer, subject, language):
     return all(
-        any(prompt_like(subject, relation, value).state(relation, language) in answer for value in values_of(relation))
+        any(
+            prompt_like(subject, relation, value).sentence(relation, language) in answer
+            for value in values_of(relation)
+        )
         for relation in subject.facts
     )
 
@@ -362,9 +362,9 @@ def test_false_answers_are_about_the_right_thing_with_a_wrong_value_or_rightly_a
     known = split_entities()["train"]
     seen = Counter()
     for prompt, answer in written_answers():
-        if prompt.task == "fact" and prompt.entity.kind == "country" and not judge(prompt, answer).true:
+        if prompt.task == "fact" and prompt.entity.kind == "country" and not gold_verdict(prompt, answer).true:
             true_of_another = any(
-                e.state(prompt.relation, prompt.language) in answer for e in known if e.kind == "country"
+                e.sentence(prompt.relation, prompt.language) in answer for e in known if e.kind == "country"
             )
             seen[prompt.known, "another" if true_of_another else "own" if mentions(answer, prompt.entity) else ""] += 1
     for is_known in (True, False):
@@ -490,16 +490,16 @@ def test_scores_come_in_the_order_of_the_conversations_whatever_the_batches(batc
     model = RewardModel(tiny_decoder(), 1)
     sequences = some_sequences(10)
     expected = [model(torch.tensor([s]), torch.tensor([len(s)])).item() for s in sequences]
-    assert score(model, sequences, batch_size).tolist() == pytest.approx(expected, abs=1e-5)
+    assert rewards_of(model, sequences, batch_size).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_normalised_rewards_have_mean_0_and_deviation_1_and_keep_their_order():
     model = RewardModel(tiny_decoder(), 1)
     sequences = some_sequences(40)
-    before = score(model, sequences)
+    before = rewards_of(model, sequences)
     for _ in range(2):  # the second time changes nothing
         normalise(model, sequences)
-        after = score(model, sequences)
+        after = rewards_of(model, sequences)
         assert after.mean().item() == pytest.approx(0, abs=1e-5)
         assert after.std().item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(after, (before - before.mean()) / before.std(), rtol=0, atol=1e-4)
@@ -539,7 +539,7 @@ def test_equal_rewards_become_0_and_keep_the_scale(reward):
         model.rewards = rewards
         normalise(model, [[1, 2]] * 2)
     assert model.deviation.item() == pytest.approx(math.sqrt(2))
-    assert score(model, [[1, 2]] * 2).tolist() == pytest.approx([0, 0], abs=1e-6 * (1 + abs(reward)))
+    assert rewards_of(model, [[1, 2]] * 2).tolist() == pytest.approx([0, 0], abs=1e-6 * (1 + abs(reward)))
 
 
 def test_normalising_changes_values_alike_and_is_part_of_the_saved_model():
@@ -580,20 +580,20 @@ def test_pair_accuracy_counts_the_pairs_that_differ_in_gold():
 
 def test_training_on_clear_cut_ballots_teaches_which_answers_win():
     # The answer with more of token 5 wins, whatever else it says.
-    chance = random.Random(0)
+    rng = random.Random(0)
     prompt = Prompt("?", "en", "talk", ("!",))
 
     def ballot():
-        rest = [chance.choices(range(10, VOCABULARY), k=6) for _ in range(3)]
+        rest = [rng.choices(range(10, VOCABULARY), k=6) for _ in range(3)]
         answers = [[*words, *[5] * i] for i, words in enumerate(rest)]
         for answer in answers:
-            chance.shuffle(answer)
+            rng.shuffle(answer)
         return Ballot(prompt, [1, 2], answers, [(2, 1), (2, 0), (1, 0)])
 
     def accuracy(model, ballots):
         right = []
         for one in ballots:
-            rewards = score(model, [one.prompt_ids + answer for answer in one.answers])
+            rewards = rewards_of(model, [one.prompt_ids + answer for answer in one.answers])
             right += [bool(rewards[winner] > rewards[loser]) for winner, loser in one.votes]
         return sum(right) / len(right)
 

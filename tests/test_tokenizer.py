@@ -15,7 +15,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcore.tokenizer import SPECIAL_TOKENS, Tokenizer, learn_merges, merge, split_words
+from gptcore.bpe import learn_merges, merge, split_words
+from gptcore.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 # The same examples on every machine: a failure can be repeated.
 many_examples = settings(max_examples=200, deadline=None, derandomize=True)

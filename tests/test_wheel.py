@@ -50,10 +50,10 @@ def test_the_console_command_chats_with_the_shipped_model(installed, tmp_path):
 def test_it_is_the_wheel_s_package_and_its_files_that_are_used(installed, tmp_path):
     scripts, variables = installed
     code = (
-        "import gptcore.corpus, gptcore.checkpoint, gptcore.exercises, gptcore.files as files\n"
+        "import gptcore.atlas, gptcore.checkpoint, gptcore.exercises, gptcore.files as files\n"
         "from gptcore.widgets import PPOLab\n"
         "print(gptcore.__file__, files.ASSETS, files.RUNS, sep='\\n')\n"
-        "print(len(gptcore.corpus.entities()), len(gptcore.exercises.exercises()))\n"
+        "print(len(gptcore.atlas.entities()), len(gptcore.exercises.exercises()))\n"
         "print(sorted(path.name for path in (files.ASSETS / 'benchmarks').iterdir()))\n"
         "PPOLab()\n"
     )
@@ -63,7 +63,7 @@ def test_it_is_the_wheel_s_package_and_its_files_that_are_used(installed, tmp_pa
     assert Path(package).is_relative_to(scripts.parent)
     assert Path(assets) == Path(package).parent / "assets"
     assert Path(runs) == tmp_path / "runs"  # what the reader makes does not go into the environment
-    from gptcore.corpus import entities
+    from gptcore.atlas import entities
     from gptcore.exercises import exercises
 
     assert counts == f"{len(entities())} {len(exercises())}"

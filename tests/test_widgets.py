@@ -15,14 +15,17 @@ import torch
 from torch import nn
 
 from gptcore.attention import causal_mask
+from gptcore.ballots import Ballot
+from gptcore.bpe import learn_merges
 from gptcore.checkpoint import SHIPPED
-from gptcore.corpus import Prompt, fact_prompts
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.finetuning import encode_answer, encode_conversation, encode_prompt
 from gptcore.generation import SamplingConfig, next_token_probabilities
-from gptcore.reward import Ballot, RewardModel
-from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer, learn_merges
-from gptcore.training import IGNORED, StepReport, Trainer, TrainingConfig
+from gptcore.loss import IGNORED
+from gptcore.questions import Prompt, fact_prompts
+from gptcore.reward import RewardModel
+from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
+from gptcore.training import StepReport, Trainer, TrainingConfig
 from gptcore.widgets import (
     AttentionExplorer,
     ChatWindow,

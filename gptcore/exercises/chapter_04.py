@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
-from gptcore import tokenizer
+from gptcore import bpe
 from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message, close, from_gptcore, plain
 
 Pair = tuple[int, int]
@@ -80,7 +80,7 @@ def check_count_pairs(answer: Answer, fresh: Fresh) -> None:
         for ids, frequency in words:
             for pair in set(pairwise(ids)):
                 once[pair] += frequency
-                disjoint[pair] += frequency * tokenizer.merge(ids, pair, -1).count(-1)
+                disjoint[pair] += frequency * bpe.merge(ids, pair, -1).count(-1)
             for pair in zip(ids[::2], ids[1::2], strict=False):
                 apart[pair] += frequency
             for left, right in pairwise(ids):
@@ -115,7 +115,7 @@ def check_count_pairs(answer: Answer, fresh: Fresh) -> None:
 
 
 def _merge_from_right(ids: list[int], pair: Pair, new_id: int) -> list[int]:
-    turned = tokenizer.merge(ids[::-1], (pair[1], pair[0]), new_id)
+    turned = bpe.merge(ids[::-1], (pair[1], pair[0]), new_id)
     return turned[::-1]
 
 
@@ -132,7 +132,7 @@ def check_merge(answer: Answer, fresh: Fresh) -> None:
     cases += [([2, 5, 5, 5, 5, 3], (5, 5)), ([1, 1, 2, 2], (2, 1))]
     cases += [(_letters(fresh, 20, 2), (97, 97)), (_letters(fresh, 30), (97, 98))]
     for ids, pair in cases:
-        expected = tokenizer.merge(ids, pair, 256)
+        expected = bpe.merge(ids, pair, 256)
         places = [i for i in range(len(ids) - 1) if (ids[i], ids[i + 1]) == pair]
         answer.expect(
             (ids, pair, 256),
@@ -172,7 +172,7 @@ def _apply(
     pick: Callable[[list[Pair]], Pair],
     first_id: int = 256,
     everywhere: bool = True,
-    merge: Callable[[list[int], Pair, int], list[int]] = tokenizer.merge,
+    merge: Callable[[list[int], Pair, int], list[int]] = bpe.merge,
 ) -> list[int]:
     ids = list(ids)
     while there := [pair for pair in pairwise(ids) if pair in merges]:
@@ -223,10 +223,10 @@ def check_apply_merges(answer: Answer, fresh: Fresh) -> None:
         bytes_only = ids
         for number, pair in enumerate(merges):
             if max(pair) < 256:
-                bytes_only = tokenizer.merge(bytes_only, pair, 256 + number)
+                bytes_only = bpe.merge(bytes_only, pair, 256 + number)
         numbered = ids
         for number, pair in enumerate(merges):
-            numbered = tokenizer.merge(numbered, pair, number)
+            numbered = bpe.merge(numbered, pair, number)
         answer.expect(
             (ids, merges),
             expected,
@@ -262,7 +262,7 @@ def check_apply_merges(answer: Answer, fresh: Fresh) -> None:
 
 def _learn(words: Words, count: int, fault: str = "") -> list[Pair]:
     words = [(list(ids), 1 if fault == "frequency" else frequency) for ids, frequency in words]
-    merge = {"overlapping": _merge_overlapping, "from right": _merge_from_right}.get(fault, tokenizer.merge)
+    merge = {"overlapping": _merge_overlapping, "from right": _merge_from_right}.get(fault, bpe.merge)
     merges: list[Pair] = []
     counts = _pairs(words)
     while len(merges) < count:
@@ -411,9 +411,7 @@ for before, double in (("banana", "an"), ("aaah", "aa")):
             "Go through `a a a h` by hand. Which pairs does the loop find, and do they share a token?",
             "After a replacement the next pair begins two places on, not one. A `while` loop can jump.",
         ),
-        solution=from_gptcore(
-            tokenizer.merge, imports="from collections.abc import Sequence\n\nPair = tuple[int, int]"
-        ),
+        solution=from_gptcore(bpe.merge, imports="from collections.abc import Sequence\n\nPair = tuple[int, int]"),
         praise="A tokenizer must give back every text exactly. Test it with the repetitive and the odd, not with words "
         "that you would think of.",
     ),
@@ -440,7 +438,7 @@ def apply_merges(ids, merges):
             "next merge.",
         ),
         solution='''\
-from gptcore.tokenizer import merge
+from gptcore.bpe import merge
 
 
 def apply_merges(ids, merges):
@@ -481,7 +479,7 @@ print(learn_vocabulary(few_words, 4))""",
 from collections import Counter
 from itertools import pairwise
 
-from gptcore.tokenizer import merge
+from gptcore.bpe import merge
 
 
 def learn_vocabulary(words, count):

@@ -400,9 +400,8 @@ def bigram_loss(train, test, V, add):
     """Loss on the ids test (M,) of a model that counted pairs in the ids train (N,)."""
     ...''',
         demo="""\
-from gptcore.chain import documents_as_tokens
 from gptcore.checkpoint import load_stage
-from gptcore.corpus import pretraining_documents
+from gptcore.corpus import documents_as_tokens, pretraining_documents
 
 _, base_tokenizer = load_stage("base")
 bigram_ids = documents_as_tokens(base_tokenizer, pretraining_documents(seed=1), 40_000)

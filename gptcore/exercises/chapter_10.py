@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from gptcore import ppo
+from gptcore.advantages import token_rewards, whiten
 from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_message, close, from_gptcore
+from gptcore.shapes import masked_mean
 
 # --- 10.1: the fourth of the six mistakes --------------------------------------------------------
 
@@ -548,7 +549,7 @@ for filler in (9.0, 0.0):
             "`values[mask]` is a vector of the real entries.",
             "With `real = values[mask]`: `real.mean()`, `real.var(correction=0)`, then `torch.where(mask, ..., 0.0)`.",
         ),
-        solution=from_gptcore(ppo.whiten, ppo.masked_mean, imports="import torch\nfrom torch import Tensor"),
+        solution=from_gptcore(whiten, masked_mean, imports="import torch\nfrom torch import Tensor"),
         praise="Statistics over padding are one of the quiet bugs: everything runs, and the step size depends on how "
         "long the longest answer of the batch is.",
     ),
@@ -584,7 +585,7 @@ print(
             "First the penalty everywhere, then the score at one place of each row, then zeros outside the mask.",
             "The last True of a row: turn the row round, find the first True with `argmax`, and count back.",
         ),
-        solution=from_gptcore(ppo.token_rewards, imports="import torch\nfrom torch import Tensor"),
+        solution=from_gptcore(token_rewards, imports="import torch\nfrom torch import Tensor"),
         praise="An answer earns its grade only at the end; how the praise finds its way back to the token that deserved "
         "it is the business of the values.",
     ),

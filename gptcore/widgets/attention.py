@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gptcore.attention import rotary_angles, rotate
-from gptcore.corpus import with_leading_space
+from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
 from gptcore.finetuning import encode_prompt
-from gptcore.tokenizer import END_OF_TEXT, Tokenizer
+from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import Models, View, drawable, picture, script, token_labels
 
 MOST_TOKENS = 64
@@ -92,7 +92,7 @@ def read_as(tokenizer: Tokenizer, text: str, form: str) -> list[int]:
         raise ValueError(f'a text is read as "text" or as "question", not as {form!r}')
     if form == "question":
         return encode_prompt(tokenizer, text)
-    return [tokenizer.special[END_OF_TEXT], *tokenizer.encode(with_leading_space(text))]
+    return encode_document(tokenizer, text)
 
 
 class AttentionExplorer(View):

@@ -17,7 +17,7 @@ from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
 from gptcore.finetuning import encode_prompt
 from gptcore.generation import SamplingConfig, next_token_probabilities
-from gptcore.reward import RewardModel, score
+from gptcore.reward import RewardModel, rewards_of
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
 from gptcore.widgets._view import Models, View, picture_of_lines, script, token_labels
@@ -174,7 +174,7 @@ class ChatWindow(View):
         if self.reward_model is not None and self._grades_for in (None, tokenizer.fingerprint):
             judged = [*(encode_prompt(tokenizer, message) if conversation.plain else prompt_ids), *answer_ids]
             judged = judged[: self.reward_model.config.context_length - 1]
-            reward = round(score(self.reward_model, [[*judged, tokenizer.special[END]]]).item(), 2)
+            reward = round(rewards_of(self.reward_model, [[*judged, tokenizer.special[END]]]).item(), 2)
         return {
             "pieces": annotated(model, tokenizer, prompt_ids, answer_ids),
             "reward": reward,

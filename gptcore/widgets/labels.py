@@ -11,10 +11,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from gptcore.evaluation import Share, gold_score, share
+from gptcore.ballots import Ballot
+from gptcore.evaluation import Share, share
 from gptcore.files import RUNS, write_whole
 from gptcore.finetuning import decode_answer
-from gptcore.reward import Ballot
+from gptcore.gold import gold_score
 from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import View, picture_of_lines, script
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gptcore.finetuning import Turn, encode_conversation
+from gptcore.loss import IGNORED
 from gptcore.tokenizer import Tokenizer
-from gptcore.training import IGNORED
 from gptcore.widgets._view import BLUE, View, drawable, picture, script, token_label
 
 MOST_TOKENS = 256

@@ -6,7 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gptcore.tokenizer import Pair, Tokenizer, learn_merges, merge, split_words
+from gptcore.bpe import Pair, learn_merges, merge, split_words
+from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import ORANGE, View, drawable, picture, readable, script
 
 MOST_CHARACTERS = 600

@@ -21,21 +21,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from gptcore.chain import Recipe, ask, exam
+from gptcore.ballots import collect_ballots
 from gptcore.checkpoint import SHIPPED, load_stage
-from gptcore.corpus import Prompt
 from gptcore.decoder import Decoder
-from gptcore.evaluation import gold_score
-from gptcore.finetuning import PromptSource, encode_answer, encode_prompt
+from gptcore.exam import ask, exam
+from gptcore.finetuning import encode_answer, encode_prompt
 from gptcore.generation import SamplingConfig
+from gptcore.gold import gold_score
 from gptcore.ppo import PPO, Diagnostics, PPOConfig
-from gptcore.reward import BallotBatches, RewardModel, collect_ballots, normalise, reward_loss, score
-from gptcore.tokenizer import ASSISTANT, Tokenizer
-from gptcore.training import Trainer
+from gptcore.questions import Prompt, PromptSource
+from gptcore.recipe import Recipe
+from gptcore.reward import RewardModel, rewards_of, train_reward_model
+from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import BLUE, ORANGE, View, picture, script, sendable
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
@@ -81,21 +81,16 @@ def lab_questions(count: int = 48) -> list[Prompt]:
     return random.Random("ppo lab").sample(exam("validation")["mixed"], count)
 
 
-def train_judge(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 1) -> RewardModel:
+def train_grader(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 1) -> RewardModel:
     """A reward model that has seen only so many ballots, trained as the chain's, in no fewer than 24 steps.
 
-    Few ballots make a better or a worse judge, as luck will have it; seed 1 makes the worst of three with
+    Few ballots make a better or a worse grader, as luck will have it; seed 1 makes the worst of three with
     eight of them (chapter 10 compares them).
     """
     found = list(collect_ballots(sft, tokenizer, PromptSource("train"), ballots, seed))
     recipe = Recipe()
-    batches = BallotBatches(found, min(recipe.ballot_batch_size, len(found)), seed)
-    torch.manual_seed(seed)
-    model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    steps = max(24, batches.per_epoch)
-    Trainer(model, batches, replace(recipe.reward, steps=steps, seed=seed), reward_loss).run()
-    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in found])
-    return model.eval()
+    config = replace(recipe.reward, steps=24, seed=seed)
+    return train_reward_model(sft, tokenizer, found, config, recipe.ballot_batch_size)
 
 
 def commonest_share(answers: Sequence[str], languages: Sequence[str]) -> float:
@@ -132,7 +127,7 @@ def iterations_of(ppo: PPO) -> Iterator[Diagnostics]:
 def lab_run(
     setting: Setting,
     sft: Decoder,
-    judge: RewardModel,
+    grader: RewardModel,
     tokenizer: Tokenizer,
     questions: Sequence[Prompt],
     seed: int = 0,
@@ -144,7 +139,7 @@ def lab_run(
     Args:
         setting: what the reader chose.
         sft: where the policy begins; not changed.
-        judge: the reward model.
+        grader: the reward model.
         tokenizer: of both.
         questions: graded every few iterations.
         seed: of prompts and draws.
@@ -164,7 +159,7 @@ def lab_run(
         seed=seed,
     )
     policy = copy.deepcopy(sft)
-    ppo = PPO(policy, copy.deepcopy(sft), copy.deepcopy(judge), tokenizer, PromptSource("train"), config)
+    ppo = PPO(policy, copy.deepcopy(sft), copy.deepcopy(grader), tokenizer, PromptSource("train"), config)
     curves: dict[str, list[tuple[int, float]]] = {
         name: [] for name in ("score", "gold", "kl", "length", "entropy", "repeated")
     }
@@ -190,8 +185,8 @@ def lab_run(
                 encode_prompt(tokenizer, prompt.question) + encode_answer(tokenizer, answer)
                 for prompt, answer in zip(questions, answers, strict=True)
             ]
-            longest = judge.config.context_length
-            rewards = score(judge, [ids[:longest] for ids in sequences]).tolist()
+            longest = grader.config.context_length
+            rewards = rewards_of(grader, [ids[:longest] for ids in sequences]).tolist()
             run["answers"] = [
                 [answer, round(reward, 2), round(gold_score(prompt, answer), 2)]
                 for prompt, answer, reward in list(zip(questions, answers, rewards, strict=True))[:6]
@@ -243,7 +238,7 @@ class PPOLab(View):
             if path.exists()
             else {"runs": [], "questions": [], "before": []}
         )
-        self._judges: dict[int, RewardModel] = {}
+        self._graders: dict[int, RewardModel] = {}
         self._seed = 0
         self._stopped = False
         self._task: asyncio.Task[None] | None = None
@@ -262,19 +257,19 @@ class PPOLab(View):
     def _chain(self) -> tuple[Decoder, Tokenizer]:
         return load_stage("sft")
 
-    def _judge(self, ballots: int) -> RewardModel:
-        if ballots not in self._judges:
+    def _grader(self, ballots: int) -> RewardModel:
+        if ballots not in self._graders:
             whole = ballots >= Recipe().ballots
             if whole:
-                self._judges[ballots], known = load_stage("reward")
+                self._graders[ballots], known = load_stage("reward")
                 if known.fingerprint != self._chain[1].fingerprint:
                     raise ValueError(
                         "your fine-tuned model and the reward model have different tokenizers: train the whole chain, "
                         "or remove the folder runs/chain to use the models that come with the course"
                     )
             else:
-                self._judges[ballots] = train_judge(*self._chain, ballots)
-        return self._judges[ballots]
+                self._graders[ballots] = train_grader(*self._chain, ballots)
+        return self._graders[ballots]
 
     def do_run(self, **setting: float) -> None:
         """Run a setting now, with other random numbers than the recorded run; the notebook stays usable.
@@ -304,9 +299,9 @@ class PPOLab(View):
     async def _run(self, setting: Setting) -> None:
         try:
             await asyncio.sleep(0.05)  # between the iterations the reader's other messages are heard
-            judge = self._judge(setting.ballots)
+            grader = self._grader(setting.ballots)
             for run in lab_run(
-                setting, *self._chain[:1], judge, self._chain[1], lab_questions(), self._seed, self.config
+                setting, *self._chain[:1], grader, self._chain[1], lab_questions(), self._seed, self.config
             ):
                 share = len(run["curves"]["kl"]) / self.config.iterations
                 self.live = {"going": share < 1, "progress": share, "run": copy.deepcopy(run)}

@@ -16,18 +16,21 @@ from functools import cache
 
 from common import Measurement, alternate, arguments, report
 
-from gptcore import chain
-from gptcore.alignment import DPOConfig, GroupConfig, GroupPolicyGradient, best_of_n, dpo_trainer
+from gptcore.ballots import Ballot, collect_ballots
+from gptcore.best_of_n import best_of_n
 from gptcore.checkpoint import load_stage
-from gptcore.corpus import pretraining_documents
 from gptcore.decoder import Decoder
-from gptcore.evaluation import gold_score
-from gptcore.finetuning import PromptSource, decode_answer, encode_prompt
+from gptcore.dpo import DPOConfig, dpo_trainer
+from gptcore.exam import exam, wins
+from gptcore.finetuning import decode_answer, encode_prompt
+from gptcore.gold import gold_score
+from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.ppo import PPO
-from gptcore.reward import Ballot, collect_ballots
+from gptcore.questions import PromptSource
+from gptcore.recipe import Recipe, replay_batches
 
 ITERATIONS, ROLLOUT, GROUP = 56, 64, 4
-RECIPE = chain.Recipe()
+RECIPE = Recipe()
 PART = "validation"
 
 
@@ -49,14 +52,13 @@ def ballots() -> tuple[list[Ballot], float]:
 @cache
 def replay() -> Callable:
     """Batches of pretraining text, as the chain mixes them in."""
-    text = chain.documents_as_tokens(shipped("sft")[1], pretraining_documents(2), 200_000)
-    return chain.text_batches((text, text), replace(RECIPE, batch_size=4), 0)
+    return replay_batches(shipped("sft")[1], RECIPE, seed=0)
 
 
 def judged(model: Decoder, seed: int) -> Measurement:
     """Gold score and win rate against the fine-tuned model."""
     sft, tokenizer = shipped("sft")
-    won, golds, _ = chain.wins(model, sft, tokenizer, PART, seed)
+    won, golds, _ = wins(model, sft, tokenizer, PART, seed)
     return {"gold": sum(golds) / len(golds), "win rate": sum(won) / len(won)}
 
 
@@ -104,14 +106,14 @@ def best_of(n: int) -> Callable[[int], Measurement]:
 
     def run(seed: int) -> Measurement:
         (sft, tokenizer), reward_model = shipped("sft"), shipped("reward")[0]
-        prompts = chain.exam(PART)["mixed"]
+        prompts = exam(PART)["mixed"]
         prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in prompts]
         start = time.perf_counter()
         answers = best_of_n(sft, reward_model, tokenizer, prompt_ids, n, seed=100 + seed)
         seconds = time.perf_counter() - start
         texts = [decode_answer(tokenizer, ids) for ids in answers]
         golds = [gold_score(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        _, _, baseline = chain.wins(sft, sft, tokenizer, PART, seed)
+        _, _, baseline = wins(sft, sft, tokenizer, PART, seed)
         won = [0.5 if abs(a - b) < 1e-9 else float(a > b) for a, b in zip(golds, baseline, strict=True)]
         return {
             "milliseconds an answer": 1000 * seconds / len(prompts),
@@ -141,7 +143,7 @@ def main() -> None:
         "group": GROUP,
         "ballots": len(ballots()[0]),
         "seconds to collect the ballots": ballots()[1],
-        "questions": len(chain.exam(PART)["mixed"]),
+        "questions": len(exam(PART)["mixed"]),
     }
     report("alignment_comparison", runs, options.out, settings=settings)
 

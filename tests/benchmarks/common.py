@@ -1,9 +1,13 @@
 """What every benchmark needs: runs of both sides in turn, medians with spread, a table and JSON; and a chapter's cells."""
 
 import argparse
+import hashlib
+import http.client
 import json
 import statistics
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,9 @@ import matplotlib
 import nbformat
 
 from gptcore.machine import describe_machine, set_threads
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 NOTEBOOKS = Path(__file__).parent.parent.parent / "notebooks"
 
@@ -89,3 +96,36 @@ def report(name: str, runs: dict[str, list[Measurement]], out: Path, **more: Any
     path = out / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "runs": runs} | more, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten to {path}")
+
+
+def tiny_shakespeare(path: str | Path, url: str = SHAKESPEARE_URL) -> str:
+    """Tiny Shakespeare from a local file, downloaded first if the file does not exist.
+
+    Args:
+        path: where the file is, or where it shall be put.
+        url: where it is downloaded from.
+
+    Raises:
+        ConnectionError: if it cannot be downloaded.
+        ValueError: if what came or lies there is not tiny Shakespeare, by its SHA-256.
+    """
+    path = Path(path)
+    if path.exists():
+        data = path.read_bytes()
+    else:
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                data = response.read()
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError) as error:
+            raise ConnectionError(
+                f"tiny Shakespeare could not be downloaded from {url} ({error}): connect to the network, "
+                f"or put the file at {path} by hand"
+            ) from error
+    if hashlib.sha256(data).hexdigest() != SHAKESPEARE_SHA256:
+        raise ValueError(
+            f"{path} or its download is not tiny Shakespeare: its checksum differs; delete it and try again"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_bytes(data)
+    return data.decode("utf-8")

@@ -19,7 +19,8 @@ from lab import CHROMIUM, jupyter_lab, opened, sync_playwright, write_notebook
 CELL = """
 import json, time, torch
 from dataclasses import replace
-from gptcore.chain import Recipe, documents_as_tokens, text_batches, train_tokenizer
+from gptcore.corpus import documents_as_tokens
+from gptcore.recipe import Recipe, text_batches, train_tokenizer
 from gptcore.corpus import pretraining_documents
 from gptcore.decoder import Decoder
 from gptcore.tokenizer import END_OF_TEXT

@@ -15,13 +15,15 @@ from dataclasses import replace
 import torch
 from common import Measurement, alternate, arguments, report
 
-from gptcore.chain import Recipe, exam, finetuning_stream, text_batches
+from gptcore.atlas import LANGUAGES
 from gptcore.checkpoint import load_stage
-from gptcore.corpus import LANGUAGES, Prompt, fact_prompts
 from gptcore.decoder import Decoder
-from gptcore.evaluation import exact, judge
+from gptcore.exam import exam
 from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import GREEDY, generate
+from gptcore.gold import exact, gold_verdict
+from gptcore.questions import Prompt, fact_prompts
+from gptcore.recipe import Recipe, finetuning_stream, text_batches
 from gptcore.tokenizer import END
 from gptcore.training import Trainer
 
@@ -39,9 +41,9 @@ def known() -> dict[str, list[Prompt]]:
     """Questions about what pretraining text tells, by group: train or held-out entities, seen or unseen wordings."""
     groups: dict[str, list[Prompt]] = {}
     for which, wordings in (("train", "seen"), ("validation", "unseen")):
-        chance = random.Random(f"train {which}")
+        rng = random.Random(f"train {which}")
         groups[f"train entities, {wordings} wordings"] = [
-            prompt for language in LANGUAGES for prompt in chance.sample(fact_prompts("train", language, which), EACH)
+            prompt for language in LANGUAGES for prompt in rng.sample(fact_prompts("train", language, which), EACH)
         ]
         questions = {
             prompt.question for language in LANGUAGES for prompt in fact_prompts("validation", language, which)
@@ -83,12 +85,12 @@ def control(seed: int) -> Measurement:
         figures[f"right: {relation}"] = mean([exact(p, text) for p, text, _ in held_out if p.relation == relation])
     figures["right"] = mean([exact(prompt, text) for prompt, text, _ in held_out])
     figures["stops"] = mean([ended for _, _, ended in held_out])
-    figures["refuses known"] = mean([judge(prompt, text).refused for prompt, text, _ in held_out])
+    figures["refuses known"] = mean([gold_verdict(prompt, text).refused for prompt, text, _ in held_out])
     unknown = answered(exam("validation")["unknown"])
     for kind, of_kind in (("real", True), ("invented", False)):
         figures[f"admits {kind}"] = mean(
             [
-                judge(prompt, text).refused
+                gold_verdict(prompt, text).refused
                 for prompt, text, _ in unknown
                 if bool(prompt.entity.facts[prompt.relation][prompt.language]) == of_kind
             ]

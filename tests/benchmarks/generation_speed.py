@@ -19,11 +19,14 @@ import transformers
 from common import Measurement, alternate, arguments, report
 
 from gptcore import generation
-from gptcore.checkpoint import SHIPPED, as_transformers, load_stage
-from gptcore.corpus import LANGUAGES, fact_prompts, with_leading_space
+from gptcore.atlas import LANGUAGES
+from gptcore.checkpoint import SHIPPED, load_stage
+from gptcore.corpus import encode_document
 from gptcore.generation import GREEDY, SamplingConfig, generate
+from gptcore.interchange import as_transformers
 from gptcore.machine import autocast, choose_device
-from gptcore.tokenizer import END, END_OF_TEXT
+from gptcore.questions import fact_prompts
+from gptcore.tokenizer import END
 from gptcore.training import generator_for
 
 NEW_TOKENS = 64
@@ -34,7 +37,7 @@ def prompts_of_atlas(tokenizer, count: int) -> list[list[int]]:
     """Beginnings of texts, of different lengths."""
     prompts = [prompt for language in LANGUAGES for prompt in fact_prompts("validation", language, "train")]
     texts = [prompts[i * 997 % len(prompts)].question for i in range(count)]
-    return [[tokenizer.special[END_OF_TEXT], *tokenizer.encode(with_leading_space(text))] for text in texts]
+    return [encode_document(tokenizer, text) for text in texts]
 
 
 def theirs(model: transformers.PreTrainedModel, prompts: list[list[int]], **settings) -> list[list[int]]:

@@ -11,13 +11,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from gptcore import chain
 from gptcore.checkpoint import SHIPPED, load_stage
-from gptcore.evaluation import gold_score
+from gptcore.exam import exam, wins
 from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import SamplingConfig, generate
+from gptcore.gold import gold_score
 from gptcore.machine import set_threads
-from gptcore.reward import score
+from gptcore.recipe import Recipe, finetuning_stream, text_batches
+from gptcore.reward import rewards_of
 from gptcore.tokenizer import END
 from gptcore.training import Trainer, generator_for
 
@@ -25,9 +26,9 @@ from gptcore.training import Trainer, generator_for
 def continued(sft, tokenizer, recipe, seed):
     """The SFT model after as many further updates on demonstrations as PPO made."""
     steps = recipe.ppo.iterations * recipe.ppo.epochs * (recipe.ppo.rollout_size // recipe.ppo.minibatch_size)
-    stream = chain.finetuning_stream(tokenizer, recipe, steps, seed + 100)
+    stream = finetuning_stream(tokenizer, recipe, steps, seed + 100)
     model = copy.deepcopy(sft)
-    batches = chain.text_batches(stream, recipe, seed + 100)
+    batches = text_batches(stream, recipe, seed + 100)
     Trainer(model, batches, replace(recipe.finetuning, steps=steps)).run()
     return model
 
@@ -36,7 +37,7 @@ def best_of(n, sft, reward_model, tokenizer, prompts, seed):
     """Gold scores of the answer that the reward model likes best among n."""
     prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in prompts]
     answers = generate(sft, prompt_ids * n, SamplingConfig(), tokenizer.special[END], generator_for(seed, 7))
-    rewards = score(reward_model, [a + b for a, b in zip(prompt_ids * n, answers, strict=True)])
+    rewards = rewards_of(reward_model, [a + b for a, b in zip(prompt_ids * n, answers, strict=True)])
     chosen = rewards.view(n, -1).argmax(dim=0).tolist()
     picked = [answers[which * len(prompts) + i] for i, which in enumerate(chosen)]
     return [gold_score(prompt, decode_answer(tokenizer, ids)) for prompt, ids in zip(prompts, picked, strict=True)]
@@ -46,17 +47,17 @@ def main() -> None:
     """Compare and print."""
     set_threads()
     folders = [Path(name) for name in sys.argv[1:]] or [SHIPPED]
-    recipe = chain.Recipe()
-    prompts = chain.exam("test")["mixed"]
+    recipe = Recipe()
+    prompts = exam("test")["mixed"]
     results: dict[str, list[tuple[float, float]]] = {}
     for seed, folder in enumerate(folders):
         models = {stage: load_stage(stage, folder)[0] for stage in ("sft", "reward", "ppo")}
         tokenizer = load_stage("sft", folder)[1]
-        _, _, baseline = chain.wins(models["ppo"], models["sft"], tokenizer, seed=seed)
+        _, _, baseline = wins(models["ppo"], models["sft"], tokenizer, seed=seed)
         golds = {}
-        _, golds["PPO"], _ = chain.wins(models["ppo"], models["sft"], tokenizer, seed=seed)
+        _, golds["PPO"], _ = wins(models["ppo"], models["sft"], tokenizer, seed=seed)
         longer = continued(models["sft"], tokenizer, recipe, seed)
-        _, golds["SFT, as many steps more"], _ = chain.wins(longer, models["sft"], tokenizer, seed=seed)
+        _, golds["SFT, as many steps more"], _ = wins(longer, models["sft"], tokenizer, seed=seed)
         for n in (1, 4, 16):
             golds[f"best of {n}"] = best_of(n, models["sft"], models["reward"], tokenizer, prompts, seed)
         for name, values in golds.items():

@@ -15,15 +15,16 @@ from dataclasses import replace
 
 from common import Measurement, alternate, arguments, report
 
-from gptcore import chain
 from gptcore.checkpoint import load_stage
-from gptcore.corpus import Prompt
 from gptcore.decoder import Decoder
-from gptcore.evaluation import gold_score
-from gptcore.finetuning import PromptSource, encode_answer, encode_prompt
+from gptcore.exam import ask, exam
+from gptcore.finetuning import encode_answer, encode_prompt
 from gptcore.generation import SamplingConfig
+from gptcore.gold import gold_score
 from gptcore.ppo import PPO
-from gptcore.reward import RewardModel, score
+from gptcore.questions import Prompt, PromptSource
+from gptcore.recipe import Recipe
+from gptcore.reward import RewardModel, rewards_of
 from gptcore.tokenizer import Tokenizer
 
 SETTINGS = {"iterations": 5, "rollout_size": 64, "minibatch_size": 32, "value_iterations": 1, "policy_rate": 1e-3}
@@ -34,14 +35,14 @@ QUESTIONS = 300
 
 def questions_of_exam(count: int) -> list[Prompt]:
     """Questions of the validation exam, the same in every run and those of chapter 10."""
-    return random.Random(7).sample(chain.exam("validation")["mixed"], count)
+    return random.Random(7).sample(exam("validation")["mixed"], count)
 
 
 def judged(model: Decoder, judge: RewardModel, tokenizer: Tokenizer, exam: list[Prompt]) -> tuple[float, float]:
     """Mean grade by the judge, and mean gold score, of the model's answers at temperature 1."""
-    pairs = list(zip(exam, chain.ask(model, tokenizer, exam, SamplingConfig(), seed=8), strict=True))
+    pairs = list(zip(exam, ask(model, tokenizer, exam, SamplingConfig(), seed=8), strict=True))
     whole = [encode_prompt(tokenizer, prompt.question) + encode_answer(tokenizer, text) for prompt, text in pairs]
-    return score(judge, whole).mean().item(), sum(gold_score(*pair) for pair in pairs) / len(pairs)
+    return rewards_of(judge, whole).mean().item(), sum(gold_score(*pair) for pair in pairs) / len(pairs)
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
 
     def using(times: int) -> Callable[[int], Measurement]:
         def run(seed: int) -> Measurement:
-            config = replace(chain.Recipe().ppo, **SETTINGS, epochs=times, seed=seed)
+            config = replace(Recipe().ppo, **SETTINGS, epochs=times, seed=seed)
             policy = copy.deepcopy(sft)
             ppo = PPO(policy, copy.deepcopy(sft), reward_model, tokenizer, PromptSource("train"), config)
             start = time.perf_counter()

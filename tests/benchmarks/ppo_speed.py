@@ -20,12 +20,15 @@ import torch
 import transformers
 from common import Measurement, alternate, arguments, report
 
-from gptcore import chain, ppo
-from gptcore.checkpoint import SHIPPED, as_transformers, load_stage
-from gptcore.evaluation import gold_score
-from gptcore.finetuning import PromptSource
+from gptcore import ppo
+from gptcore.checkpoint import SHIPPED, load_stage
+from gptcore.exam import ask, exam
 from gptcore.generation import SamplingConfig
+from gptcore.gold import gold_score
+from gptcore.interchange import as_transformers
 from gptcore.ppo import PPO, Diagnostics
+from gptcore.questions import PromptSource
+from gptcore.recipe import Recipe, replay_batches
 
 TARGET = 0.7
 
@@ -37,10 +40,10 @@ class Reached(Exception):
 def new_ppo(seed: int, iterations: int | None = None) -> PPO:
     """A run of the chain's recipe from the shipped models."""
     sft, tokenizer = load_stage("sft", SHIPPED)
-    config = replace(chain.Recipe().ppo, seed=seed)
+    config = replace(Recipe().ppo, seed=seed)
     if iterations is not None:
         config = replace(config, iterations=iterations, value_iterations=0)
-    replay = chain.Chain(SHIPPED, seed)._replay(tokenizer)
+    replay = replay_batches(tokenizer, Recipe(), seed)
     grader = load_stage("reward", SHIPPED)[0]
     return PPO(sft, copy.deepcopy(sft), grader, tokenizer, PromptSource("train"), config, replay)
 
@@ -56,7 +59,7 @@ def parts(history: Sequence[Diagnostics]) -> Measurement:
 def ours(seed: int) -> Measurement:
     """Train until the gold score is reached."""
     run = new_ppo(seed)
-    prompts = chain.exam("validation")["mixed"][:300]
+    prompts = exam("validation")["mixed"][:300]
     start, left_out, reached = time.perf_counter(), 0.0, []
 
     def look(done: Diagnostics) -> None:
@@ -64,7 +67,7 @@ def ours(seed: int) -> Measurement:
         if (done.iteration + 1) % 8 == 0:
             pause = time.perf_counter()
             minutes = (pause - start - left_out) / 60
-            answers = chain.ask(run.policy, run.tokenizer, prompts, SamplingConfig(), seed)
+            answers = ask(run.policy, run.tokenizer, prompts, SamplingConfig(), seed)
             gold = statistics.fmean(map(gold_score, prompts, answers))
             left_out += time.perf_counter() - pause
             if gold >= TARGET:

@@ -16,14 +16,16 @@ import torch
 from common import Measurement, alternate, arguments, report
 from torch import Tensor
 
-from gptcore.chain import Recipe
+from gptcore.ballots import Ballot, collect_ballots
 from gptcore.checkpoint import load_stage
-from gptcore.evaluation import gold_score
-from gptcore.finetuning import PromptSource, decode_answer, encode_prompt
+from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import SamplingConfig, generate
-from gptcore.reward import Ballot, BallotBatches, RewardModel, collect_ballots, pair_accuracy, reward_loss, score
-from gptcore.tokenizer import ASSISTANT, END
-from gptcore.training import Trainer, generator_for
+from gptcore.gold import gold_score
+from gptcore.questions import PromptSource
+from gptcore.recipe import Recipe
+from gptcore.reward import RewardModel, pair_accuracy, rewards_of, train_reward_model
+from gptcore.tokenizer import END
+from gptcore.training import generator_for
 
 SIZES = (24, 170, 1200)
 """Ballots that a model learns from."""
@@ -43,12 +45,8 @@ def train(size: int, seed: int, repeats: int) -> RewardModel:
     sft, tokenizer = load_stage("sft")
     recipe = Recipe()
     own = ballots(max(SIZES) * repeats)[seed * size : (seed + 1) * size]
-    torch.manual_seed(seed)
-    model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    batches = BallotBatches(own, recipe.ballot_batch_size, seed)
-    steps = max(recipe.reward_epochs * batches.per_epoch, 40)
-    Trainer(model, batches, replace(recipe.reward, steps=steps, seed=seed), reward_loss).run()
-    return model
+    config = replace(recipe.reward, steps=40, seed=seed)
+    return train_reward_model(sft, tokenizer, own, config, recipe.ballot_batch_size, recipe.reward_epochs)
 
 
 def best_of(n: int, grades: Tensor, values: Tensor) -> Tensor:
@@ -62,8 +60,8 @@ def main() -> None:
     options = arguments(__doc__, repeats=3).parse_args()
     sft, tokenizer = load_stage("sft")
     held_out = list(collect_ballots(sft, tokenizer, PromptSource("validation"), HELD_OUT, seed=10))
-    chance, source = random.Random(11), PromptSource("validation")
-    prompts = [source.draw(chance) for _ in range(PROMPTS)]
+    rng, source = random.Random(11), PromptSource("validation")
+    prompts = [source.draw(rng) for _ in range(PROMPTS)]
     prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in prompts for _ in range(DRAWS)]
     answers = generate(sft, prompt_ids, SamplingConfig(), tokenizer.special[END], generator_for(11))
     samples = [question + answer for question, answer in zip(prompt_ids, answers, strict=True)]
@@ -76,7 +74,7 @@ def main() -> None:
         def run(seed: int) -> Measurement:
             model = train(size, seed, options.repeats)
             right = pair_accuracy(model, tokenizer, held_out)
-            grades = score(model, samples).view(-1, DRAWS)
+            grades = rewards_of(model, samples).view(-1, DRAWS)
             grades = (grades - grades.mean()) / grades.std()
             picked = {"believed": grades, "gold": golds}
             found = {name: [best_of(n, grades, values).mean().item() for n in NS] for name, values in picked.items()}

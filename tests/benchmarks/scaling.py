@@ -14,11 +14,12 @@ import torch
 from common import Measurement, alternate, arguments, report
 from torch import Tensor
 
-from gptcore import chain
 from gptcore.corpus import pretraining_documents
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.loss import language_model_loss
 from gptcore.machine import choose_device
-from gptcore.training import Trainer, TrainingConfig, language_model_loss
+from gptcore.recipe import Recipe, text_batches
+from gptcore.training import Trainer, TrainingConfig
 
 CONTEXT, BATCH, STEPS = 128, 8, 160
 WIDTHS = (32, 48, 64, 80, 96, 128, 192, 256)
@@ -62,7 +63,7 @@ class Run:
         """Train, and measure the loss on the held-out windows, inputs and targets `(windows, CONTEXT)`."""
         torch.manual_seed(seed)
         model = Decoder(self.config).to(choose_device())
-        batches = chain.text_batches((text, text), replace(chain.Recipe(), batch_size=BATCH), seed)
+        batches = text_batches((text, text), replace(Recipe(), batch_size=BATCH), seed)
         start = time.perf_counter()
         Trainer(model, batches, TrainingConfig(self.steps)).run()
         seconds = time.perf_counter() - start

@@ -22,11 +22,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from common import Measurement, alternate, arguments, report
+from common import Measurement, alternate, arguments, report, tiny_shakespeare
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.corpus import tiny_shakespeare
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.machine import choose_device
 from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows

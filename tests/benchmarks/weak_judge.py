@@ -13,13 +13,14 @@ from dataclasses import replace
 from common import Measurement, alternate, arguments, report
 from ppo_reuse import judged, questions_of_exam
 
-from gptcore import chain
+from gptcore.ballots import collect_ballots
 from gptcore.checkpoint import load_stage
 from gptcore.evaluation import share
-from gptcore.finetuning import PromptSource
 from gptcore.ppo import PPO, Diagnostics
-from gptcore.reward import RewardModel, collect_ballots, pair_accuracy
-from gptcore.widgets.ppo_lab import train_judge
+from gptcore.questions import PromptSource
+from gptcore.recipe import Recipe
+from gptcore.reward import RewardModel, pair_accuracy
+from gptcore.widgets.ppo_lab import train_grader
 
 BALLOTS = 8
 """Prompts whose answers were compared for a weak judge."""
@@ -49,7 +50,7 @@ def main() -> None:
         found = share(pair_accuracy(judge, tokenizer, ballots))
         return [found.value, found.low, found.high]
 
-    judges = [train_judge(sft, tokenizer, BALLOTS, seed) for seed in range(JUDGES)]
+    judges = [train_grader(sft, tokenizer, BALLOTS, seed) for seed in range(JUDGES)]
     agreements = [agreement(judge) for judge in judges]
     worst = min(range(JUDGES), key=lambda seed: agreements[seed][0])
     curves: dict[str, list[dict[str, list]]] = {}
@@ -57,7 +58,7 @@ def main() -> None:
     def obeying(name: str, judge: RewardModel) -> Callable[[int], Measurement]:
         def run(seed: int) -> Measurement:
             policy = copy.deepcopy(sft)
-            config = replace(chain.Recipe().ppo, **SETTINGS, seed=seed)
+            config = replace(Recipe().ppo, **SETTINGS, seed=seed)
             ppo = PPO(policy, copy.deepcopy(sft), judge, tokenizer, PromptSource("train"), config)
             looks = [(0, *judged(policy, judge, tokenizer, exam))]
 

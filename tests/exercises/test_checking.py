@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from gptcore import exercises
+from gptcore.advantages import token_rewards, whiten
 from gptcore.exercises import check, examine, hint, progress, require, running, solution
 from gptcore.exercises.exercise import Answer, Either, by_message, close, difference, show
 
@@ -228,9 +229,9 @@ def test_hints_come_one_after_another_and_survive_a_restart(record, capsys):
 def test_the_solution_is_shown_and_for_a_piece_of_gptcore_it_is_its_source(capsys):
     import inspect
 
-    from gptcore import ppo, tokenizer
+    from gptcore import bpe
 
-    for number, piece in (("4.3", tokenizer.merge), ("10.4", ppo.whiten), ("10.5", ppo.token_rewards)):
+    for number, piece in (("4.3", bpe.merge), ("10.4", whiten), ("10.5", token_rewards)):
         solution(number)
         assert inspect.getsource(piece).strip() in capsys.readouterr().out
 
@@ -429,7 +430,7 @@ def test_values_are_shown_in_a_line():
 
 
 def test_the_course_s_own_function_under_the_exercise_s_name_is_no_attempt(capsys):
-    from gptcore.ppo import whiten  # as chapter 10 imports it, long before its exercise
+    from gptcore.advantages import whiten  # as chapter 10 imports it, long before its exercise
 
     check("10.4", whiten=whiten)
     assert "not attempted yet (`whiten` is still gptcore's own" in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""Ballots: answers to one prompt, compared in pairs by simulated voters.
+
+The voters see the gold score and vote by it, with noise (Bradley and Terry 1952); what is trained sees the votes only.
+Some answers are the model's own, others are written, flaws included: a reward model that never saw an answer of some
+kind grades it at random. Built step by step in notebooks/09_reward_model.ipynb.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate, combinations
+
+import torch
+
+from gptcore.atlas import Entity, Language, join, split_entities, wordings
+from gptcore.decoder import Decoder
+from gptcore.finetuning import STYLES, decode_answer, encode_answer, encode_prompt, write_answer
+from gptcore.generation import SamplingConfig, generate
+from gptcore.gold import gold_score
+from gptcore.questions import Prompt, PromptSource, as_typed
+from gptcore.shapes import batches_by_length
+from gptcore.tokenizer import END, Tokenizer
+from gptcore.training import generator_for
+
+VOTE_SHARPNESS = 6.0
+"""Beta of the voters: a difference of 0.2 in gold (one point of manners) wins 77 % of the votes."""
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """Some answers to one prompt, and the votes on each pair of them.
+
+    Several answers to a prompt give more comparisons for each answer that the model has to read.
+    """
+
+    prompt: Prompt
+    """What was asked."""
+    prompt_ids: list[int]
+    """The prompt in the chat template."""
+    answers: list[list[int]]
+    """Ids of the answers, end token included."""
+    votes: list[tuple[int, int]]
+    """Winner and loser of each pair, as indices into `answers`."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and the longest answer."""
+        return len(self.prompt_ids) + max(map(len, self.answers))
+
+
+def vote(score_a: float, score_b: float, rng: random.Random, sharpness: float = VOTE_SHARPNESS) -> bool:
+    """Whether a simulated voter prefers a: with probability sigmoid(sharpness (score_a - score_b))."""
+    return rng.random() < 1 / (1 + math.exp(-sharpness * (score_a - score_b)))
+
+
+def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
+    """An answer as people write them who are not all careful: any style, sometimes false, sometimes a refusal.
+
+    A reward model that never saw an answer of some kind grades it at random, and PPO will find out.
+    """
+    if prompt.entity is None:
+        return rng.choice(rng.choice(_other_talk(prompt.language)))
+    flaw = rng.random()
+    if flaw < 0.2:
+        return prompt.entity.fill(rng.choice(wordings()["unknown"][prompt.language]["answers"]), prompt.language)
+    if flaw < 0.6 or not prompt.known:
+        return _false_answer(prompt, rng)
+    return write_answer(prompt, rng.choice(list(STYLES)), rng)
+
+
+def _other_talk(language: Language) -> list[list[str]]:
+    return [topic[language]["answers"] for topic in (*wordings()["small_talk"].values(), wordings()["harmful"])]
+
+
+def _false_answer(prompt: Prompt, rng: random.Random) -> str:
+    """An answer of any style about the wrong thing, or with the wrong value; about an unknown entity, all values are.
+
+    To speak of something else is what a model learns that is graded by how sure its sentences sound.
+    """
+    relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)
+    if rng.random() < 0.5:
+        subject = rng.choice([e for e in _may_be_named() if e is not prompt.entity and relations[0] in e.facts])
+        values = [subject.facts[relation][prompt.language] for relation in relations]
+    else:
+        subject = prompt.entity
+        values = [subject.facts[relation][prompt.language] for relation in relations]
+        for i in range(len(relations)) if not prompt.known else [rng.randrange(len(relations))]:
+            others = {e.facts[relations[i]][prompt.language] for e in _may_be_named() if relations[i] in e.facts}
+            values[i] = rng.choice(sorted(others - {values[i]}))
+    templates = [wordings()["relations"][relation][prompt.language]["answer"] for relation in relations]
+    sentences = [subject.fill(t, prompt.language, v) for t, v in zip(templates, values, strict=True)]
+    text = join(sentences, prompt.language)
+    style = rng.choice(list(STYLES))
+    if style == "curt" and prompt.relation and prompt.task == "fact" and values[0] != _value(prompt):
+        return values[0]
+    if style in ("polite", "rambling") and prompt.task != "translate":
+        return rng.choice(wordings()["styles"][prompt.language][style]).format(answer=text)
+    return text
+
+
+def _value(prompt: Prompt) -> str:
+    return prompt.entity.facts[prompt.relation][prompt.language]
+
+
+@cache
+def _may_be_named() -> tuple[Entity, ...]:
+    """The entities that training may name in an answer: known and not held out."""
+    return split_entities()["train"]
+
+
+def collect_ballots(
+    model: Decoder, tokenizer: Tokenizer, source: PromptSource, count: int, seed: int, batch: int = 512
+) -> Iterator[Ballot]:
+    """Ask prompts, gather four answers to each, and let simulated voters compare them.
+
+    Two answers are drawn from the model at temperature 1, two are written, flaws included.
+
+    Args:
+        model: the fine-tuned model.
+        tokenizer: its tokenizer.
+        source: where the prompts come from.
+        count: how many ballots.
+        seed: of prompts, answers and votes.
+        batch: prompts asked at a time; bounds the memory.
+
+    Yields:
+        the ballots; an answer given twice stands there once.
+    """
+    rng = random.Random(f"ballots {seed}")
+    generator = generator_for(seed, 1)
+    for start in range(0, count, batch):
+        prompts = [source.draw(rng) for _ in range(min(batch, count - start))]
+        prompt_ids = [encode_prompt(tokenizer, as_typed(prompt.question, rng)) for prompt in prompts]
+        samples = generate(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
+        for i, prompt in enumerate(prompts):
+            answers = [samples[i], samples[i + len(prompts)]]
+            answers += [encode_answer(tokenizer, write_flawed_answer(prompt, rng)) for _ in range(2)]
+            answers = [list(ids) for ids in dict.fromkeys(map(tuple, answers))]
+            scores = [gold_score(prompt, decode_answer(tokenizer, ids)) for ids in answers]
+            votes = []
+            for a, b in combinations(range(len(answers)), 2):
+                votes.append((a, b) if vote(scores[a], scores[b], rng) else (b, a))
+            yield Ballot(prompt, prompt_ids[i], answers, votes)
+
+
+# --- For training --------------------------------------------------------------------------------
+
+
+def answers_of(ballots: Sequence[Ballot]) -> tuple[list[list[int]], list[list[int]]]:
+    """All answers of some ballots in a row, each with its prompt; the first again at the end, up to a multiple of 8.
+
+    Returns:
+        prompts and answers, `N` each.
+    """
+    pairs = [(ballot.prompt_ids, answer) for ballot in ballots for answer in ballot.answers]
+    pairs += [pairs[0]] * (-len(pairs) % 8)  # few shapes, see `shapes`; nobody votes on these
+    return [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+
+
+def votes_of(ballots: Sequence[Ballot]) -> tuple[list[int], list[int]]:
+    """Winner and loser of every vote, as indices into `answers_of` the ballots."""
+    starts = accumulate((len(ballot.answers) for ballot in ballots), initial=0)
+    votes = [
+        (start + winner, start + loser) for start, b in zip(starts, ballots, strict=False) for winner, loser in b.votes
+    ]
+    return [winner for winner, _ in votes], [loser for _, loser in votes]
+
+
+class BallotBatches:
+    """Makes batch number `i` of the votes on some ballots; each epoch in a fresh order.
+
+    Args:
+        ballots: what to learn from.
+        batch_size: ballots in a batch.
+        seed: of the order.
+
+    Raises:
+        ValueError: if there are too few ballots for a batch, or no votes on any.
+    """
+
+    def __init__(self, ballots: Sequence[Ballot], batch_size: int, seed: int) -> None:
+        self.ballots, self.batch_size, self.seed = ballots, batch_size, seed
+        self.per_epoch = len(ballots) // batch_size
+        if self.per_epoch == 0:
+            raise ValueError(f"{len(ballots)} ballots are too few for batches of {batch_size}")
+        if not any(ballot.votes for ballot in ballots):
+            raise ValueError("nobody has voted on these ballots: there is nothing to learn from them")
+        self._epoch, self._batches = -1, []
+
+    def __call__(self, step: int) -> list[Ballot]:
+        epoch = step // self.per_epoch
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch), device="cpu").tolist()
+            order = order[: self.per_epoch * self.batch_size]  # a remainder waits for the next epoch
+            # Ballots of like length share a batch, for little padding; then the batches are shuffled.
+            rows = batches_by_length([self.ballots[i].longest for i in order], self.batch_size)
+            batches = [[order[place] for place in batch] for batch in rows]
+            random.Random(f"{self.seed} {epoch}").shuffle(batches)
+            self._epoch, self._batches = epoch, batches
+        return [self.ballots[i] for i in self._batches[step % self.per_epoch]]

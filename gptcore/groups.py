@@ -1,0 +1,224 @@
+"""GRPO and REINFORCE: several answers to one prompt are each other's baseline.
+
+Both (arXiv 2402.03300; Williams 1992, for language models 2402.14740) sample and grade as PPO does, but need no
+value model: how much better than expected an answer is, its group tells. Built step by step in
+notebooks/12_beyond.ipynb.
+
+Letters: `P` prompts with `G` answers each, so that there are N = P G answers. Shapes and mask of per-token tensors
+are those of `rollouts`: `(N, T - 1)`, column t is about the choice of token t + 1.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gptcore.advantages import check_group, group_advantages, leave_one_out_advantages
+from gptcore.checks import choice, numbers, whole_numbers
+from gptcore.dpo import implicit_reward
+from gptcore.machine import autocast, gradient_scaler
+from gptcore.optimizers import backward, backward_and_step, schedule_factor
+from gptcore.ppo import policy_loss
+from gptcore.rollouts import PolicyTrainer, Rollout, kl_estimate, token_log_probabilities
+from gptcore.shapes import batches_by_length, masked_mean, trim
+from gptcore.training import generator_for
+
+# --- Mathematics ---------------------------------------------------------------------------------
+
+
+def group_policy_loss(
+    log_probabilities: Tensor,
+    old_log_probabilities: Tensor,
+    reference: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: float,
+    kl_coefficient: float,
+) -> Tensor:
+    """GRPO's objective, equation 3 of arXiv 2402.03300, as a loss: PPO's clipped one plus beta times the KL.
+
+    Two things differ from PPO. The mean is taken over the tokens of each answer first and over the
+    answers then, so that a token of a short answer weighs more than one of a long answer (arXiv 2503.20783
+    objects to this, too); in PPO all tokens weigh alike. And the KL (k3, equation 4) stands in the loss, not in
+    the reward; on average its gradient is that of KL(reference || policy).
+
+    Args:
+        log_probabilities: `(N, T - 1)` of the chosen tokens.
+        old_log_probabilities: `(N, T - 1)` the same, under the policy that chose them.
+        reference: `(N, T - 1)` the same, under the reference.
+        advantages: `(N,)`, one for all tokens of an answer.
+        mask: `(N, T - 1)` bool; at least one True in each row.
+        clip: as in `ppo.policy_loss`.
+        kl_coefficient: beta.
+    """
+    # What turns a mean over all tokens into a mean over answers of means over tokens.
+    weights = mask.sum() / (len(mask) * mask.sum(dim=1, keepdim=True))  # (N, 1)
+    # Weights may stand at the advantages, since PPO's loss of a token is proportional to them.
+    loss = policy_loss(log_probabilities, old_log_probabilities, advantages[:, None] * weights, mask, clip)
+    kl = kl_estimate(log_probabilities.masked_fill(~mask, 0.0), reference.masked_fill(~mask, 0.0))
+    return loss + kl_coefficient * masked_mean(kl * weights, mask)
+
+
+def reinforce_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
+    """Williams 1992: minus the mean of advantage times log-probability, whose gradient is the policy gradient.
+
+    The whole answer is one action: no token has an advantage of its own.
+
+    Args:
+        log_probabilities: `(N,)` of whole answers, under the policy that drew them.
+        advantages: `(N,)`.
+
+    Raises:
+        ValueError: if there are no answers.
+    """
+    if len(advantages) == 0:
+        raise ValueError("there is no answer to learn from: draw at least one")
+    return -(advantages * log_probabilities).mean()
+
+
+# --- Settings and diagnostics --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """How the policy is improved; where PPO has the same number, it is PPO's."""
+
+    method: Literal["grpo", "reinforce"] = "grpo"
+    """GRPO makes an update of each minibatch, with clipping; REINFORCE one of the whole rollout."""
+    iterations: int = 56
+    """Rollouts, each followed by its updates."""
+    rollout_prompts: int = 64
+    """Prompts `P` in a rollout."""
+    group_size: int = 4
+    """Answers `G` to each; 64 x 4 are as many answers as in a rollout of PPO."""
+    minibatch_size: int = 64
+    """Answers read at a time."""
+    rate: float = 5e-4
+    """AdamW's learning rate; falls linearly to 0."""
+    kl_coefficient: float = 0.02
+    """Beta: price of each nat away from the reference, in GRPO's loss or REINFORCE's reward."""
+    clip: float = 0.2
+    """Largest change of a ratio that is rewarded, in GRPO."""
+    max_new_tokens: int = 64
+    """Longest answer."""
+    replay_coefficient: float = 0.5
+    """Weight of the pretraining loss mixed into the policy's."""
+    unfinished_score: float = -2.0
+    """Score of an answer without an end token, two deviations below the mean."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    seed: int = 0
+    """Of prompts, samples and minibatches; both methods begin with the same prompts and answers."""
+
+    def __post_init__(self) -> None:
+        choice(self, "method", ("grpo", "reinforce"))
+        whole_numbers(self, "iterations", at_least=0)
+        whole_numbers(self, "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", at_least=1)
+        whole_numbers(self, "seed")
+        numbers(self, "rate", "kl_coefficient", "replay_coefficient", at_least=0)
+        numbers(self, "clip", above=0)
+        numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
+        numbers(self, "unfinished_score")
+        check_group(self.group_size)
+
+
+class GroupDiagnostics(NamedTuple):
+    """What one iteration looked like; every mean is over real tokens or answers only."""
+
+    iteration: int
+    score: float
+    """Mean grade by the reward model."""
+    kl: float
+    """KL to the reference, summed over an answer, mean over answers, in nats (estimator k3)."""
+    entropy: float
+    """Of the next-token distribution, in nats; estimated by the mean of -log p of the tokens drawn."""
+    finished: float
+    """Share of answers that ended properly."""
+    length: float
+    """Mean answer length in tokens."""
+    sampling_seconds: float
+    scoring_seconds: float
+    updating_seconds: float
+
+
+# --- The loop ------------------------------------------------------------------------------------
+
+
+@dataclass
+class GroupPolicyGradient(PolicyTrainer):
+    """The loop of GRPO and REINFORCE: roll out groups of answers, grade, compare within each group, update."""
+
+    config: GroupConfig = GroupConfig()
+    """The method and its numbers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scaler = gradient_scaler()
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=self.config.rate, eps=1e-5, weight_decay=0.0, fused=True
+        )
+
+    def roll_out(self, iteration: int) -> Rollout:
+        """Answer fresh prompts, each several times, and grade the answers."""
+        rng = random.Random(f"groups {self.config.seed} {iteration}")
+        return self.answer_and_grade(rng, iteration, self.config.rollout_prompts, self.config.group_size)
+
+    def iterate(self, iteration: int) -> GroupDiagnostics:
+        """One rollout and its updates."""
+        config = self.config
+        rollout = self.roll_out(iteration)
+        with self.clock("updating_seconds"):
+            advantages = self._finite(self._advantages(rollout))
+            factor = schedule_factor(iteration, config.iterations, "linear", decay_share=1.0)
+            self.optimizer.param_groups[0]["lr"] = config.rate * factor
+            minibatches = batches_by_length(rollout.lengths, config.minibatch_size)
+            order = torch.randperm(len(minibatches), generator=generator_for(config.seed, iteration, 0), device="cpu")
+            if config.method == "grpo":
+                for number, index in enumerate(order):
+                    self._update(rollout, advantages, [minibatches[index]], iteration * 1000 + number)
+            else:
+                self._update(rollout, advantages, minibatches, iteration * 1000)
+        return GroupDiagnostics(iteration=iteration, **rollout.statistics(), **self.seconds)
+
+    def _advantages(self, rollout: Rollout) -> Tensor:
+        """How much better each answer is than the others to its prompt, by the method's own measure: `(N,)`."""
+        config = self.config
+        if config.method == "grpo":
+            return group_advantages(rollout.scores.view(-1, config.group_size)).flatten()
+        # The KL is part of what an answer earned. A policy that has reached the optimum for its reward model has
+        # nothing left to learn: score minus implicit reward is the same for all answers to a prompt.
+        earned = rollout.scores - implicit_reward(
+            rollout.log_probabilities.sum(dim=1), rollout.reference.sum(dim=1), config.kl_coefficient
+        )
+        return leave_one_out_advantages(earned.view(-1, config.group_size)).flatten()
+
+    def _loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+        """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout."""
+        config = self.config
+        parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, rollout.reference)
+        tokens, mask, old, reference, own = (part.to(self.policy.device) for part in (*parts, advantages[rows]))
+        with autocast():
+            new = token_log_probabilities(self.policy, tokens, mask)
+        if config.method == "grpo":
+            return group_policy_loss(new, old, reference, own, mask, config.clip, config.kl_coefficient)
+        # A sum over the rows, divided by the rollout's tokens: beside the loss of replayed text, which is one
+        # of a token, that of a whole answer would be too heavy.
+        return reinforce_loss(new.sum(dim=1), own) * len(rows) / rollout.mask.sum()
+
+    def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Tensor], number: int) -> None:
+        """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
+        for rows in minibatches[1:]:
+            backward(self._finite(self._loss(rollout, advantages, rows)), self.scaler)
+        loss = self._loss(rollout, advantages, minibatches[0])
+        loss = self._finite(self.with_replay(loss, number))
+        backward_and_step(self.policy, loss, [self.optimizer], self.config.clip_norm, self.scaler)
+
+    def _finite(self, values: Tensor) -> Tensor:
+        if not values.isfinite().all():
+            raise FloatingPointError(
+                f"{self.config.method} diverged: lower the learning rate or raise the KL coefficient"
+            )
+        return values

@@ -1,0 +1,135 @@
+"""The loss: how surprised the model is by the tokens that come.
+
+`language_model_loss` is what pretraining and fine-tuning lower; chapter 5 builds it step by step. Targets that are
+`IGNORED` do not count: so fine-tuning leaves out what the user says. The rest of the module makes the head, the
+widest matrix of a small model, affordable: `head_cross_entropy` is `cross_entropy` of its logits without storing
+them, an optional reading.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptcore.decoder import Decoder
+from gptcore.machine import full_precision
+from gptcore.parallel import average_over_processes_
+from gptcore.shapes import pad_rows
+
+IGNORED = -100
+"""Target of a position that is not trained; torch's own convention for cross-entropy."""
+
+
+def language_model_loss(model: Decoder, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of the next token, in nats, over the positions that are trained.
+
+    Args:
+        model: what is trained.
+        batch: inputs and targets `(B, T)`; targets that are `IGNORED` do not count.
+
+    Returns:
+        a scalar; 0 if every target is ignored. With several processes each divides by the mean of their
+        counts: the mean of their losses is then the loss of the whole batch, however it was divided.
+    """
+    tokens, targets = (part.to(model.device) for part in batch)
+    trained = targets != IGNORED
+    # The head is the widest matrix: compute it only where it is needed.
+    features = model.hidden(tokens)[trained]
+    total = head_cross_entropy(features, model.head.weight, targets[trained])
+    return total / average_over_processes_(trained.sum().float()).clamp(min=1)
+
+
+def chosen_log_probabilities(
+    head: nn.Linear, features: Tensor, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Log-probability of each token that the mask names, given all before it.
+
+    Args:
+        head: turns features into logits.
+        features: `(N, T - 1, C)`, after the last layer and norm.
+        tokens: `(N, T)`; token t + 1 is predicted by the features of t.
+        mask: `(N, T - 1)` bool; only these are computed, for the head is wide.
+        temperature: what the logits are divided by.
+
+    Returns:
+        `(N, T - 1)`, float32 or the model's float64, 0 outside the mask.
+    """
+    wanted = features[mask]
+    logits = head(pad_rows(wanted))[: len(wanted)]  # (choices, V)
+    logarithms = (full_precision(logits) / temperature).log_softmax(dim=-1)
+    chosen = logarithms.gather(1, tokens[:, 1:][mask][:, None]).squeeze(1)
+    return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen)
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of `features @ weight.T`, a few rows at a time.
+
+    The logits of a batch are its largest tensor by far, and softmax turns them straight into their
+    own gradient: each piece of them is used up while it is in the processor's cache and never stored.
+    """
+
+    ROWS = 256
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        feature_gradients = torch.empty_like(features)
+        weight_gradient = full_precision(torch.zeros_like(weight))
+        total = weight_gradient.new_zeros(())
+        for rows, wanted, gradients in zip(
+            *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
+        ):
+            logits = full_precision(rows @ weight.T)  # (rows, V)
+            real = (wanted != IGNORED).nonzero().squeeze(1)
+            logits -= logits.amax(dim=1, keepdim=True)
+            total -= logits[real, wanted[real]].sum()
+            # What is below e^-60 does not count; smaller yet, and it would be a subnormal number, with
+            # which a CPU takes ten times as long.
+            slope = logits.clamp_(min=-60).exp_()
+            normaliser = slope.sum(dim=1, keepdim=True)
+            total += normaliser[real].log().sum()
+            # d loss / d logits = softmax(logits) - one-hot(target)
+            slope /= normaliser
+            slope[real, wanted[real]] -= 1
+            slope[wanted == IGNORED] = 0
+            slope = slope.to(weight.dtype)
+            gradients.copy_(slope @ weight)
+            weight_gradient += slope.T @ rows
+        ctx.save_for_backward(features, weight, targets, feature_gradients, weight_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        features, weight, targets, feature_gradients, weight_gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # The gradient is to be differentiated in its turn (`create_graph=True`). What was stored in forward would
+            # pass for a constant; so it is computed once more, by operations that torch can differentiate.
+            slope = full_precision(features @ weight.T).softmax(dim=1)
+            slope = slope - F.one_hot(targets.clamp(min=0), len(weight))
+            slope = (gradient * slope * (targets != IGNORED)[:, None]).to(weight.dtype)
+            return slope @ weight, slope.T @ features, None
+        return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
+
+
+def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross-entropy of a linear head: `cross_entropy(features @ weight.T, targets, reduction="sum")`.
+
+    Args:
+        features: `(N, C)`.
+        weight: `(V, C)` of the head, which has no bias.
+        targets: `(N,)` ids; rows whose target is `IGNORED` do not count.
+
+    Returns:
+        a scalar in nats.
+    """
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float16:
+            # Small slopes vanish in fp16 unless the gradient scaler multiplies them before they are rounded;
+            # below they would be rounded first.
+            return F.cross_entropy(full_precision(features @ weight.T), targets, ignore_index=IGNORED, reduction="sum")
+        features, weight = features.to(dtype), weight.to(dtype)
+    features = pad_rows(features)
+    targets = F.pad(targets, (0, len(features) - len(targets)), value=IGNORED)
+    return _HeadCrossEntropy.apply(features, weight, targets)

@@ -1,0 +1,206 @@
+"""The optimiser's step: learning rate, gradient, direction.
+
+A schedule says how large a step is, `backward_and_step` computes and bounds the gradient, and AdamW or Muon turns it
+into a change of the parameters. Built step by step in notebooks/06_training_tricks.ipynb.
+
+Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), clipping (1211.5063), Muon
+(Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gptcore.machine import choose_precision
+from gptcore.parallel import average_over_processes_
+
+
+def schedule_factor(
+    step: int,
+    steps: int,
+    schedule: Literal["constant", "step", "cosine", "linear"],
+    warmup_steps: int = 0,
+    decay_share: float = 0.6,
+) -> float:
+    """What the learning rate is multiplied by at a step; between 0 and 1.
+
+    Warm-up comes first: (step + 1) / warmup_steps. Then `constant` stays at 1; `step` falls to a
+    tenth at half of the steps and again at three quarters; `cosine` follows half a cosine from 1 to
+    0; `linear` stays at 1 and falls in a straight line to 0 over the last `decay_share`.
+
+    Args:
+        step: from 0 to steps - 1.
+        steps: length of the whole run.
+        schedule: the shape after warm-up.
+        warmup_steps: length of the warm-up.
+        decay_share: share of the steps over which `linear` falls.
+
+    Raises:
+        ValueError: if the schedule is unknown.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if step < steps / 2 else 0.1 if step < 3 * steps / 4 else 0.01
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "linear":
+        return min(1.0, (steps - step) / max(1.0, decay_share * steps))
+    raise ValueError(f"unknown schedule {schedule!r}: choose constant, step, cosine or linear")
+
+
+def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Replace the singular values of each matrix by about 1: Newton-Schulz iterations of Muon.
+
+    Args:
+        matrices: `(N, rows, columns)`.
+        iterations: five bring singular values into about 0.7 to 1.2.
+
+    Returns:
+        `(N, rows, columns)`, same dtype.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315  # the polynomial that grows small singular values fastest
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.transpose(-2, -1) if tall else matrices  # the smaller product is the cheaper one
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        gram = x @ x.transpose(-2, -1)
+        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram gram
+        x = torch.baddbmm(x, step, x, beta=a)  # a x + step x
+    return x.transpose(-2, -1) if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal, for the matrices inside the layers.
+
+    Every direction of the matrix then learns at the same pace, where gradient descent would follow
+    only the few strongest. Equal to `torch.optim.Muon` (which needs torch 2.9) up to rounding, but
+    handles all matrices of one shape in one batched product.
+
+    Args:
+        parameters: 2-D parameters.
+        lr: learning rate, in units of the update's spectral norm.
+        momentum: decay of the running mean of gradients, used in Nesterov's form.
+        weight_decay: decoupled, as in AdamW.
+
+    Raises:
+        ValueError: if a parameter is not a matrix.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.dim() != 2:
+                raise ValueError(f"Muon takes matrices only, got shape {tuple(parameter.shape)}")
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        dtype = torch.bfloat16 if choose_precision() == "bf16" else torch.float32
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in by_shape.items():
+                updates = []
+                for parameter in parameters:
+                    state = self.state[parameter]
+                    if "momentum" not in state:
+                        state["momentum"] = torch.zeros_like(parameter)
+                    buffer = state["momentum"]
+                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
+                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+                directions = orthogonalise(torch.stack(updates).to(dtype))
+                # A tall matrix needs a longer step for the same change of its output.
+                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for parameter, direction in zip(parameters, directions, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(direction.to(parameter.dtype), alpha=-rate)
+
+
+def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
+    """Add the gradients of a loss to those that are there, scaled if there is a scaler.
+
+    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish.
+    """
+    (loss if scaler is None else scaler.scale(loss)).backward()
+
+
+def backward_and_step(
+    model: nn.Module,
+    loss: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    clip_norm: float,
+    scaler: torch.amp.GradScaler | None = None,
+) -> float:
+    """Backward pass, average over processes, unscale, clip, step, in this order.
+
+    Clipping must see the true gradients: unscale first. After an overflow in fp16 the step is left out, and the
+    scaler lowers its factor.
+
+    Returns:
+        the norm of the true gradients before clipping; infinite or NaN after an overflow.
+    """
+    backward(loss, scaler)
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            average_over_processes_(parameter.grad)
+    if scaler is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    # One overflow spoils the norm and with it every gradient: no optimiser may step.
+    overflow = scaler is not None and not math.isfinite(norm)
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.step()
+        elif not overflow:
+            scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    if scaler is not None:
+        scaler.update()
+    return norm
+
+
+# --- Going on with an interrupted run -------------------------------------------------------------
+
+
+def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' running averages, named `optimizer.INDEX.PARAMETER.NAME`."""
+    return {
+        f"optimizer.{index}.{number}.{name}": value
+        for index, optimizer in enumerate(optimizers)
+        for number, entries in optimizer.state_dict()["state"].items()
+        for name, value in entries.items()
+    }
+
+
+def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took; other entries of `tensors` are passed over."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, number, name = key.split(".")
+            states[int(index)].setdefault(int(number), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any] | None:
+    """A gradient scaler's state as JSON values."""
+    return None if scaler is None else scaler.state_dict()
+
+
+def load_scaler(scaler: torch.amp.GradScaler | None, state: dict[str, Any] | None) -> None:
+    """Put back what `scaler_state` took; a run that goes on in another precision begins with a fresh scaler."""
+    if scaler is not None and state is not None:
+        scaler.load_state_dict(state)

@@ -1,0 +1,258 @@
+"""Questions about the atlas, each with what a program needs to judge the answer.
+
+Wordings are divided, too: some are held out, so that it can be measured whether a model understands a question in
+words that it was never asked in. `PromptSource` draws questions of all tasks; fine-tuning, comparisons, reinforcement
+learning and the exam ask from it. First read in notebooks/07_evaluation.ipynb.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Literal
+
+from gptcore.atlas import LANGUAGES, UNKNOWN, Entity, Language, join, split_entities, wordings
+
+# --- One question --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A question to the model, with what a program needs to judge the answer."""
+
+    question: str
+    """What the user says."""
+    language: Language
+    """Language that the answer should have."""
+    task: Literal["fact", "about", "translate", "talk", "harmful"]
+    """What is asked for."""
+    references: tuple[str, ...]
+    """Good answers, the canonical one first."""
+    entity: Entity | None = None
+    """What the question is about."""
+    relation: str | None = None
+    """Which of its facts is asked for."""
+    known: bool = True
+    """Whether the pretraining text tells the answer."""
+
+
+@cache
+def _statements(entity: Entity, relation: str, language: Language) -> tuple[str, ...]:
+    wording = wordings()["relations"][relation][language]
+    answers = dict.fromkeys([wording["answer"], *wording["statements"]])
+    return tuple(entity.sentence(relation, language, answer) for answer in answers)
+
+
+@cache
+def _refusals(entity: Entity, language: Language) -> tuple[str, ...]:
+    return tuple(entity.fill(wording, language) for wording in wordings()["unknown"][language]["answers"])
+
+
+def fact_prompt(entity: Entity, relation: str, language: Language, template: str) -> Prompt:
+    """Ask for one fact; `template` is one of the relation's question wordings."""
+    known = bool(entity.facts[relation][language]) and entity not in _unknown()
+    references = _statements(entity, relation, language) if known else _refusals(entity, language)
+    return Prompt(entity.fill(template, language), language, "fact", references, entity, relation, known)
+
+
+def about_prompt(entity: Entity, language: Language, template: str) -> Prompt:
+    """Ask for all that is known about an entity."""
+    known = entity not in _unknown()
+    question = entity.fill(template, language)
+    if not known:
+        return Prompt(question, language, "about", _refusals(entity, language), entity, None, False)
+    sentences = [entity.sentence(relation, language) for relation in entity.facts]
+    return Prompt(question, language, "about", (join(sentences, language),), entity)
+
+
+def translate_prompt(entity: Entity, relation: str, target: Language, template: str) -> Prompt:
+    """Ask for a fact's sentence in the other language; the instruction is in the language of the sentence."""
+    source: Language = "en" if target == "zh" else "zh"
+    question = template.format(text=entity.sentence(relation, source))
+    return Prompt(question, target, "translate", (entity.sentence(relation, target),), entity, relation)
+
+
+@cache
+def _unknown() -> frozenset[Entity]:
+    parts = split_entities()
+    return frozenset(entity for name in UNKNOWN for entity in parts[name])
+
+
+# --- Wordings, divided ---------------------------------------------------------------------------
+
+Part = Literal["train", "validation", "test"]
+"""Of the wordings: those that training sees, or the ones held out for choosing or for reporting."""
+
+
+@cache
+def _letters(template: str) -> str:
+    return "".join(c for c in template.lower() if c.isalnum() or c in "{}+-=")
+
+
+def nearly_equal(held_out: str, seen: str) -> bool:
+    """Whether a seen wording holds the held-out one whole, or all but a word or two of it."""
+    a, b = _letters(held_out), _letters(seen)
+    return a in b or (b in a and len(b) > 0.8 * len(a))
+
+
+def _divide(
+    questions: Sequence[str], key: str, composed: Sequence[str] = (), wrapped: Sequence[str] = ()
+) -> Mapping[Part, tuple[str, ...]]:
+    """Divide wordings as the entities are: up to three to validation and to test, drawn, not chosen.
+
+    Only such are drawn as no other wording, written or composed, nearly equals.
+
+    Args:
+        questions: the wordings as they are written in the table.
+        key: name of the question; the draw depends on it.
+        composed: further wordings for training.
+        wrapped: templates of a `{question}`; around each of the others they make more wordings for training.
+    """
+    others = [*questions, *composed]
+    apart = [q for q in questions if sum(nearly_equal(q, other) for other in others) == 1]  # only itself
+    each = min(3, len(questions) // 6)
+    held_out = random.Random(f"wordings, {key}").sample(apart, 2 * each)
+    seen = [question for question in dict.fromkeys(others) if question not in held_out]
+    seen += [wrap.format(question=q) for wrap in wrapped for q in questions if q not in held_out]
+    divided = {"train": seen, "validation": held_out[:each], "test": held_out[each:]}
+    return MappingProxyType({part: tuple(templates) for part, templates in divided.items()})
+
+
+def question_wordings(relation: str, language: Language, part: Part) -> tuple[str, ...]:
+    """The templates that ask for a relation. Those of training are many: a frame around any topic is one, too."""
+    return _divided_questions(relation, language)[part]
+
+
+@cache
+def _divided_questions(relation: str, language: Language) -> Mapping[Part, tuple[str, ...]]:
+    wording = wordings()["relations"][relation][language]
+    framed = [frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]]
+    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language])
+
+
+@cache
+def other_wordings(*key: str, part: Part) -> tuple[str, ...]:
+    """The templates, or whole questions, of a task that is no question about one fact.
+
+    Args:
+        key: where they stand in `wordings.json`, such as `"about", "country", "en"`.
+        part: of the division of wordings.
+    """
+    table: Any = wordings()
+    for name in key:
+        table = table[name]
+    return _divide(table["questions"], " ".join(key))[part]
+
+
+def fact_prompts(part: str, language: Language, wording_part: Part) -> list[Prompt]:
+    """Every question of one language about every fact of one part of the division."""
+    return [
+        fact_prompt(entity, relation, language, template)
+        for entity in split_entities()[part]
+        for relation in entity.facts
+        for template in question_wordings(relation, language, wording_part)
+    ]
+
+
+def about_prompts(part: str, language: Language, wording_part: Part) -> list[Prompt]:
+    """Every "tell me about" of one language and part of the division."""
+    return [
+        about_prompt(entity, language, template)
+        for entity in split_entities()[part]
+        if entity.kind != "arithmetic"
+        for template in other_wordings("about", entity.kind, language, part=wording_part)
+    ]
+
+
+def translate_prompts(part: str, target: Language, wording_part: Part) -> list[Prompt]:
+    """Every request to translate a fact of one part of the division."""
+    return [
+        translate_prompt(entity, relation, target, template)
+        for entity in split_entities()[part]
+        for relation in entity.facts
+        for template in other_wordings("translate", f"to_{target}", part=wording_part)
+    ]
+
+
+def talk_prompts(language: Language, wording_part: Part) -> list[Prompt]:
+    """Greetings, thanks, farewells, questions about the model, and harmful or rude requests."""
+    prompts = [
+        Prompt(question, language, "talk", tuple(topic[language]["answers"]))
+        for name, topic in wordings()["small_talk"].items()
+        for question in other_wordings("small_talk", name, language, part=wording_part)
+    ]
+    answers = tuple(wordings()["harmful"][language]["answers"])
+    harmful = other_wordings("harmful", language, part=wording_part)
+    return prompts + [Prompt(question, language, "harmful", answers) for question in harmful]
+
+
+# --- Drawing from all ----------------------------------------------------------------------------
+
+TASKS = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}
+"""What the demonstrations are about, and how often."""
+
+
+class PromptSource:
+    """Draws prompts of all tasks about the entities of one part of the division.
+
+    Args:
+        part: `train`, `validation` or `test`; with it go `unknown_train` and so on.
+        wording_part: the wordings of the questions; training sees only those of `train`.
+    """
+
+    def __init__(self, part: str = "train", wording_part: Part = "train") -> None:
+        # Of each task several groups, so that the few planets get their share beside the many countries.
+        # A group holds entities and what is asked of them; the wording is chosen last.
+        self.wording_part: Part = wording_part
+        known, unknown = split_entities()[part], split_entities()[f"unknown_{part}"]
+        named = [entity for entity in known if entity.kind != "arithmetic"]
+        self._groups: dict[str, list[list[Any]]] = {
+            "fact": _by_relation(known),
+            "about": [[(entity, language) for entity in named] for language in LANGUAGES],
+            "translate": _by_relation(known),
+            "unknown": [*_by_relation(unknown), [(entity, language) for entity in unknown for language in LANGUAGES]],
+            "talk": [talk_prompts(language, wording_part) for language in LANGUAGES],
+        }
+
+    def draw(self, rng: random.Random) -> Prompt:
+        """One prompt of a random task."""
+        task = rng.choices(list(TASKS), list(TASKS.values()))[0]
+        groups = self._groups[task]
+        # Between "every relation alike" and "every fact alike".
+        group = rng.choices(groups, [len(group) ** 0.5 for group in groups])[0]
+        drawn = rng.choice(group)
+        if isinstance(drawn, Prompt):
+            return drawn
+        entity, *relation, language = drawn
+        if task == "translate":
+            return translate_prompt(
+                entity,
+                *relation,
+                language,
+                rng.choice(other_wordings("translate", f"to_{language}", part=self.wording_part)),
+            )
+        if relation:
+            return fact_prompt(
+                entity, *relation, language, rng.choice(question_wordings(*relation, language, self.wording_part))
+            )
+        return about_prompt(
+            entity, language, rng.choice(other_wordings("about", entity.kind, language, part=self.wording_part))
+        )
+
+
+def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Language]]]:
+    """The facts of some entities, with the language in which to ask, by relation and language."""
+    groups: dict[tuple[str, Language], list[tuple[Entity, str, Language]]] = {}
+    for entity in group:
+        for relation in entity.facts:
+            for language in LANGUAGES:
+                groups.setdefault((relation, language), []).append((entity, relation, language))
+    return list(groups.values())
+
+
+def as_typed(question: str, rng: random.Random) -> str:
+    """The question as people type it: every fourth Chinese one ends in an ASCII mark, or none."""
+    if question.endswith("？") and rng.random() < 0.25:
+        return question[:-1] + rng.choice(("?", ""))
+    return question
