@@ -1,7 +1,8 @@
 """gptcore: every stage of a miniature ChatGPT, one module a concept.
 
-Read the modules in the order of the course: attention, decoder, tokenizer, corpus, training, evaluation,
-generation, finetuning, reward, ppo, alignment, chat, checkpoint; `chain` runs them all. Six are about
-computers and settings, not about GPT: `machine` (device, precision, threads), `parallel` (several processes), `files`,
-`runs` (the folder of a run, and how to go on with it), `checks` (of settings) and `costs` (what things take here).
+In the order of the course: atlas, questions; attention; decoder; bpe, tokenizer; corpus, loss, training; optimizers,
+machine; generation, evaluation, gold, exam; finetuning; ballots, reward; rollouts, advantages, ppo; chat; dpo, groups,
+best_of_n, interchange, published, parallel. `recipe` and `chain` put them together, `checkpoint`, `runs` and
+`interruption` keep what came of it. Imports go one way only; each module says which chapter builds it, or
+that none does.
 """

@@ -194,13 +194,17 @@ class MultiHeadAttention(nn.Module):
         key_value_heads: number of key and value heads; several query heads then share one
             (grouped queries, arXiv 2305.13245). By default `heads`.
         bias: whether the four projections have biases.
+        layer: its number in the model; under it a cache keeps its keys and values.
 
     Raises:
         ValueError: as `check_heads`.
     """
 
-    def __init__(self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True, layer: int = 0
+    ) -> None:
         super().__init__()
+        self.layer = layer
         key_value_heads = heads if key_value_heads is None else key_value_heads
         check_heads(width, heads, key_value_heads)
         self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, width // heads
@@ -215,7 +219,6 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueCache | None = None,
-        layer: int = 0,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Let every position look at the positions that the mask allows.
@@ -225,8 +228,7 @@ class MultiHeadAttention(nn.Module):
             mask: bool, broadcastable to `(B, H, T, S)`, True where a query may look. None means
                 causal, which torch's fused kernel does fastest where `T == S` or `T == 1`.
             rotary: cosine and sine, broadcastable to `(B, H, T, D)`; None for no rotation.
-            cache: earlier keys and values; the new ones are added under `layer`.
-            layer: number of this attention in the model; the last layer's call moves the cache on.
+            cache: earlier keys and values, to which the new ones are added.
             return_weights: also return the weights; slower, since they must be written out.
 
         Returns:
@@ -239,7 +241,7 @@ class MultiHeadAttention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            key, value = cache.extend(layer, key, value)  # (B, H, S, D)
+            key, value = cache.extend(self.layer, key, value)  # (B, H, S, D)
         if self.key_value_heads < self.heads:
             group = self.heads // self.key_value_heads
             key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)

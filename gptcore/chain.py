@@ -4,7 +4,7 @@
 
 Each stage leaves its model in the output folder, so that an interrupted run goes on where it was, and
 the report says what each stage took and what came of it. The numbers stand in `recipe`, the scores, those of the test
-entities, are given by `exam`.
+entities, are given by `exam`. No chapter builds it: each builds one of its stages.
 """
 
 import copy

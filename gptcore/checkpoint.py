@@ -2,7 +2,7 @@
 
 One file holds one thing whole: weights and everything needed to use them. It is written beside its
 destination and renamed, so that a full disk or a power cut leaves the old file untouched. Weights in the format of
-the `transformers` library are the business of `interchange`.
+the `transformers` library are the business of `interchange`. No chapter builds it, all load from it.
 """
 
 import json

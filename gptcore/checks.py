@@ -1,7 +1,7 @@
 """Checks of settings: what cannot work is refused where it is written, by its name.
 
 Without them a wrong number is noticed in some product of matrices far away, or never. A field may be
-None if that is its default.
+None if that is its default. No chapter is about it.
 """
 
 import math

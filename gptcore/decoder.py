@@ -115,27 +115,27 @@ class GatedFeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention, then feed-forward, each on a normed copy and added back to the stream."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int = 0) -> None:
         super().__init__()
         gpt2 = config.preset == "gpt2"
         norm = nn.LayerNorm if gpt2 else RMSNorm
         feed_forward = FeedForward if gpt2 else GatedFeedForward
         self.attention_norm = norm(config.width, config.norm_epsilon)
-        self.attention = MultiHeadAttention(config.width, config.heads, config.key_value_heads, bias=gpt2)
+        self.attention = MultiHeadAttention(config.width, config.heads, config.key_value_heads, gpt2, layer)
         self.feed_forward_norm = norm(config.width, config.norm_epsilon)
         self.feed_forward = feed_forward(config.width, config.feed_forward_width)
 
     def forward(
         self,
         x: Tensor,
+        *,
         mask: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
         cache: KeyValueCache | None = None,
-        layer: int = 0,
         return_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`(B, T, C)` to `(B, T, C)`, and the attention weights if asked for; see `MultiHeadAttention.forward`."""
-        mixed, weights = self.attention(self.attention_norm(x), mask, rotary, cache, layer, return_weights)
+        mixed, weights = self.attention(self.attention_norm(x), mask, rotary, cache, return_weights)
         x = x + mixed
         return x + self.feed_forward(self.feed_forward_norm(x)), weights
 
@@ -182,7 +182,7 @@ class Decoder(nn.Module):
             self.norm = nn.LayerNorm(config.width, config.norm_epsilon)
         else:
             self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.layers))
         self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
         if config.preset == "gpt2":
             self.head.weight = self.embedding.weight
@@ -227,8 +227,10 @@ class Decoder(nn.Module):
             angles = rotary_angles(positions, self.config.width // self.config.heads, self.config.rotary_base)
             rotary = tuple(part.unsqueeze(-3) for part in angles)  # ((B,) 1, T, D), one for all heads
         with own_dtype(self.embedding.weight):
-            for index, layer in enumerate(self.layers):
-                x, weights = layer(x, mask, rotary, cache, index, return_weights=attention_weights is not None)
+            for layer in self.layers:
+                x, weights = layer(
+                    x, mask=mask, rotary=rotary, cache=cache, return_weights=attention_weights is not None
+                )
                 if attention_weights is not None:
                     attention_weights.append(weights)
             return self.norm(x)

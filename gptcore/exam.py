@@ -1,7 +1,7 @@
 """The exam: the questions behind every score of the course, and the scores.
 
 The questions are the same in every run. Those of `validation` are for choosing, those of `test` for reporting; who
-chooses by the latter has no exam left. Shares come with 95 % intervals.
+chooses by the latter has no exam left. Shares come with 95 % intervals. Sat first in notebooks/07_evaluation.ipynb.
 """
 
 import random

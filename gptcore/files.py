@@ -1,4 +1,4 @@
-"""Where things lie: what comes with the course, and what the reader makes."""
+"""Where things lie: what comes with the course, and what the reader makes. No chapter is about it."""
 
 import os
 from pathlib import Path

@@ -126,19 +126,14 @@ class GroupConfig:
 
 
 class GroupDiagnostics(NamedTuple):
-    """What one iteration looked like; every mean is over real tokens or answers only."""
+    """What one iteration looked like; each field means what it means in `ppo.Diagnostics`."""
 
     iteration: int
     score: float
-    """Mean grade by the reward model."""
     kl: float
-    """KL to the reference, summed over an answer, mean over answers, in nats (estimator k3)."""
     entropy: float
-    """Of the next-token distribution, in nats; estimated by the mean of -log p of the tokens drawn."""
     finished: float
-    """Share of answers that ended properly."""
     length: float
-    """Mean answer length in tokens."""
     sampling_seconds: float
     scoring_seconds: float
     updating_seconds: float

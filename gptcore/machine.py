@@ -1,8 +1,8 @@
-"""The machine: device, precision, threads and memory are chosen here, and nowhere else.
+"""The machine: device, precision, threads and memory are chosen here; who departs from it (`fused_attention`) says why.
 
 All of the course runs on an ordinary CPU, and faster where there is more: a processor that multiplies in
 bfloat16, or a GPU. Every notebook and every command calls `set_threads` first; `describe_machine` says for a
-record what was chosen. Papers: mixed precision (arXiv 1710.03740).
+record what was chosen. Half precision is built in notebooks/06_training_tricks.ipynb. Papers: mixed precision (arXiv 1710.03740).
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Several processes that train together: data parallelism.
 
 `torchrun` starts them. Each has the whole model and reads its own rows of every batch; gradients are averaged
-before each step, so that all models stay equal.
+before each step, so that all models stay equal. Tried in notebooks/12_beyond.ipynb.
 """
 
 import os

@@ -113,7 +113,7 @@ class Diagnostics(NamedTuple):
 
     iteration: int
     score: float
-    """Mean grade by the reward model."""
+    """Mean reward of the answers; an unfinished one has the penalty in its place."""
     kl: float
     """KL to the reference, summed over an answer, mean over answers, in nats (estimator k3)."""
     entropy: float

@@ -2,7 +2,8 @@
 
     tokenizer -> pretraining -> fine-tuning -> reward model -> PPO
 
-Choices belong to the validation entities (EXPERIMENTS.md names what was not chosen there). `chain` runs it.
+Choices belong to the validation entities (EXPERIMENTS.md names what was not chosen there). `chain` runs it; the chapters take its
+numbers with fewer steps, for the first time in notebooks/05_pretraining.ipynb.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""A run's folder: its report, what tells it from other runs, and the lines to paste with which it goes on."""
+"""A run's folder: its report, what tells it from other runs, and the lines to paste with which it goes on.
+
+No chapter is about it.
+"""
 
 import json
 import os

@@ -2,7 +2,7 @@
 
 A CPU compiles its kernels anew for each shape and keeps them all: where the shape is another in each batch, that
 costs seconds and gigabytes. So widths and numbers of rows are rounded up to few different ones, here and nowhere
-else; the algorithms need not know. What is padded is masked and changes no result.
+else; the algorithms need not know. What is padded is masked and changes no result. No chapter is about it.
 """
 
 from collections.abc import Sequence

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from gptcore.exercises.exercise import Answer, Exercise, Fresh, Wrong, fresh_torch
@@ -49,13 +50,10 @@ class Verdict(NamedTuple):
 
 
 @cache
-def exercises() -> dict[str, Exercise]:
+def exercises() -> Mapping[str, Exercise]:
     """All exercises by number, in order."""
-    return {
-        exercise.number: exercise
-        for chapter in CHAPTERS
-        for exercise in import_module(f"gptcore.exercises.chapter_{chapter:02}").EXERCISES
-    }
+    modules = [import_module(f"gptcore.exercises.chapter_{chapter:02}") for chapter in CHAPTERS]
+    return MappingProxyType({exercise.number: exercise for module in modules for exercise in module.EXERCISES})
 
 
 @fresh_torch()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from gptcore.bpe import Pair, learn_merges, merge, split_words
 from gptcore.tokenizer import Tokenizer
-from gptcore.widgets._view import ORANGE, View, drawable, picture, readable, script
+from gptcore.widgets._view import VERMILION, View, drawable, picture, readable, script
 
 MOST_CHARACTERS = 600
 MOST_MERGES = 200
@@ -111,7 +111,7 @@ class MergeStepper(View):
 
         def draw(figure: Figure) -> None:
             axes = figure.subplots()
-            axes.plot([sum(map(len, step["words"])) for step in steps], color=ORANGE, marker="o", ms=3)
+            axes.plot([sum(map(len, step["words"])) for step in steps], color=VERMILION, marker="o", ms=3)
             axes.set(xlabel="merges applied", ylabel="tokens of the text", ylim=(0, None))
             first = [drawable(f"{step['left']} + {step['right']}", step["id"]) for step in steps[1:9]]
             axes.set_title("The first merges: " + ",  ".join(first), fontsize=8)

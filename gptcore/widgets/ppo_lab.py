@@ -36,7 +36,7 @@ from gptcore.questions import Prompt, PromptSource
 from gptcore.recipe import Recipe
 from gptcore.reward import RewardModel, rewards_of, train_reward_model
 from gptcore.tokenizer import Tokenizer
-from gptcore.widgets._view import BLUE, ORANGE, View, picture, script, sendable
+from gptcore.widgets._view import BLUE, VERMILION, View, picture, script, sendable
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
 """The recorded runs that come with the course."""
@@ -320,7 +320,7 @@ class PPOLab(View):
 
         def draw(figure: Figure) -> None:
             axes = figure.subplots()
-            for few, colour, marker in ((True, ORANGE, "s"), (False, BLUE, "o")):
+            for few, colour, marker in ((True, VERMILION, "s"), (False, BLUE, "o")):
                 chosen = [run for run in runs if (run["setting"]["ballots"] < Recipe().ballots) == few]
                 points = [(run["curves"]["score"][-1][1], run["curves"]["gold"][-1][1]) for run in chosen]
                 points = [point for point in points if None not in point]

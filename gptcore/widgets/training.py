@@ -18,7 +18,7 @@ from gptcore.evaluation import mean_loss
 from gptcore.generation import SamplingConfig, generate
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, generator_for
-from gptcore.widgets._view import BLUE, GREEN, ORANGE, View, in_its_place, picture, readable, rounded, script
+from gptcore.widgets._view import BLUE, GREEN, VERMILION, View, in_its_place, picture, readable, rounded, script
 from gptcore.widgets.attention import read_as
 
 SHARE = 0.012
@@ -255,7 +255,7 @@ class TrainingDashboard(View):
             axes["loss"].plot(steps, thinned(smoothed(seen.losses)), color=BLUE, label="batches, mean of 20")
             if seen.held_out:
                 held_out = zip(*seen.held_out, strict=True)
-                axes["loss"].plot(*held_out, color=ORANGE, ls="--", marker="o", ms=4, label="held out")
+                axes["loss"].plot(*held_out, color=VERMILION, ls="--", marker="o", ms=4, label="held out")
             axes["loss"].set(xlabel="step", ylabel="loss (nats a token)")
             axes["loss"].legend(loc="upper right", fontsize=8)
             axes["rate"].plot(steps, thinned(seen.factors), color=GREEN)
