@@ -676,6 +676,7 @@ def gradients_of(monkeypatch, run):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("minibatch_size", [20, 8, 3])
 def test_the_one_update_of_reinforce_is_that_of_the_whole_rollout_whatever_the_minibatches(monkeypatch, minibatch_size):
     run = toy("reinforce", policy=tiny_decoder(5), minibatch_size=minibatch_size)
@@ -691,6 +692,7 @@ def test_the_one_update_of_reinforce_is_that_of_the_whole_rollout_whatever_the_m
     assert expected.norm() > 0.1
 
 
+@pytest.mark.slow
 def test_the_updates_of_grpo_are_those_of_its_minibatches_in_a_fresh_order(monkeypatch):
     run = toy("grpo", policy=tiny_decoder(5))
     rollout = run.roll_out(0)
@@ -899,6 +901,7 @@ LEARNING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_toy_reward_rises_within_a_few_iterations_and_a_large_kl_coefficient_keeps_the_policy_near(method):
     free, held = (toy(method, **LEARNING, kl_coefficient=beta).run() for beta in (0.0, 20.0))
@@ -948,6 +951,7 @@ def test_the_best_of_1_is_plain_sampling():
     assert best_toy(1, seed=8) != best_toy(1, seed=7)
 
 
+@pytest.mark.slow
 def test_the_more_answers_are_drawn_the_better_is_the_best():
     means = []
     for n in (1, 4, 16):

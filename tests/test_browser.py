@@ -23,11 +23,11 @@ from lab import CHROMIUM, ROOT, TOKEN, Error, expect, jupyter_lab, opened, sync_
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 REQUIRED = os.environ.get("GPTCORE_BROWSER") == "required"
 
+pytestmark = [pytest.mark.slow]
 if not REQUIRED:
     missing = "playwright (pip install playwright)" if sync_playwright is None else "Chromium (apt install chromium)"
-    pytestmark = pytest.mark.skipif(
-        sync_playwright is None or CHROMIUM is None, reason=f"views not tried in a browser: there is no {missing}"
-    )
+    tried = sync_playwright is not None and CHROMIUM is not None
+    pytestmark.append(pytest.mark.skipif(not tried, reason=f"views not tried in a browser: there is no {missing}"))
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1> \u202eשלום 👩‍👩‍👧 $x$"
 

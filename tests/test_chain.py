@@ -94,6 +94,7 @@ def run(out: Path, **settings) -> chain.Chain:
     return chain.Chain(out, recipe=tiny_recipe(), progress=False, **settings)
 
 
+@pytest.mark.slow
 def test_a_run_writes_every_model_and_a_report_with_every_key(tmp_path, small_exam):
     report = run(tmp_path).run()
     assert set(report["scores"]) >= SCORES
@@ -129,6 +130,7 @@ class StopAt:
         monkeypatch.setattr(chain.Chain, "run_resumably", interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "ppo"])
 def test_a_run_stopped_in_any_stage_ends_as_one_that_was_not(tmp_path, small_exam, monkeypatch, stage):
     whole = run(tmp_path / "whole").run()
@@ -169,6 +171,7 @@ def small_runs(monkeypatch):
         monkeypatch.setattr(module, "Recipe", lambda: tiny)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [
@@ -192,6 +195,7 @@ def test_outside_of_steps_one_ctrl_c_stops_at_once_and_the_line_printed_finishes
     assert "ppo_unknown_honest" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
     tmp_path, small_exam, small_runs, monkeypatch, capsys, times
@@ -213,6 +217,7 @@ def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_an_interruption_after_a_model_is_saved_does_not_lose_its_stage(tmp_path, monkeypatch):
     text = tmp_path / "rhyme.txt"
     text.write_text(RHYME * 200, encoding="utf-8")
@@ -230,6 +235,7 @@ def test_an_interruption_after_a_model_is_saved_does_not_lose_its_stage(tmp_path
     assert not (tmp_path / "out" / "state.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, small_exam):
     run(tmp_path).run()
     with pytest.raises(FileExistsError, match="--resume"):
@@ -244,6 +250,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, small_exam):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_model_that_was_deleted_is_made_again(tmp_path, small_exam):
     whole = run(tmp_path).run()
     model = load_stage("sft", tmp_path)[0].state_dict()
@@ -265,6 +272,7 @@ def test_the_peak_of_memory_is_that_of_all_parts_of_a_run(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["peak_rss_mb"] == 10.0**6
 
 
+@pytest.mark.slow
 def test_the_record_of_a_run_and_the_notes_of_its_models_name_the_machine(tmp_path, small_exam, monkeypatch):
     monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     report = run(tmp_path).run()
@@ -276,6 +284,7 @@ def test_the_record_of_a_run_and_the_notes_of_its_models_name_the_machine(tmp_pa
         assert note == {"seed": 0, "stage": stage, "machine": report["machine"]}
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_elsewhere_says_so(tmp_path, small_exam, monkeypatch):
     monkeypatch.setenv("GPTCORE_PRECISION", "fp32")
     run(tmp_path).run()
@@ -296,6 +305,7 @@ def test_a_folder_in_which_a_run_is_going_on_refuses_a_second_one_at_once(tmp_pa
     run(tmp_path).folder.open(resume)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_leaves_its_folder_free(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from gptcore import chain\n"
@@ -306,6 +316,7 @@ def test_a_run_that_was_killed_leaves_its_folder_free(tmp_path):
     run(tmp_path).folder.open(resume=True)
 
 
+@pytest.mark.slow
 def test_a_text_of_the_readers_own_gives_a_base_model_that_continues_it(tmp_path):
     text = tmp_path / "rhyme.txt"
     text.write_text("One, two, three, four, five, once I caught a fish alive. " * 200, encoding="utf-8")
@@ -316,6 +327,7 @@ def test_a_text_of_the_readers_own_gives_a_base_model_that_continues_it(tmp_path
     assert isinstance("".join(conversation.say("One, two")), str)
 
 
+@pytest.mark.slow
 def test_a_text_that_changed_or_another_one_is_refused_and_one_that_moved_is_not(tmp_path, monkeypatch):
     text = tmp_path / "rhyme.txt"
     text.write_text(RHYME * 200, encoding="utf-8")
@@ -455,6 +467,7 @@ def report_is(text: str):
 MODELS = [f"{stage}.safetensors" for stage in STAGES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "score"),
     [
@@ -472,6 +485,7 @@ def test_models_are_scored_whether_their_run_was_or_not(tmp_path, finished, smal
     assert "parameters" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["evaluate", "chat"])
 @pytest.mark.parametrize(
     ("damage", "message"),
@@ -506,6 +520,7 @@ def test_a_folder_that_lacks_a_model_is_told_in_one_line_that_says_what_to_do(
         assert line[line.index("--out") + 1] == str(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
@@ -526,6 +541,7 @@ def test_a_damaged_report_is_told_in_one_line(tmp_path, finished, monkeypatch, t
     assert "\n" not in str(stopped.value)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_models_are_scored_anew_is_one_line(finished, small_exam, monkeypatch):
     ctrl_c_in(monkeypatch, exam, "wins")
     with pytest.raises(SystemExit, match=r"^\nStopped\.$"):
@@ -577,6 +593,7 @@ def test_a_failed_start_does_not_block_the_next_one(tmp_path, monkeypatch):
 # --- Streams -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a shell of Unix closes the streams")
 @pytest.mark.parametrize("closed", ["<&-", "</dev/null >&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_no_harm(closed):
@@ -585,6 +602,7 @@ def test_closed_streams_do_no_harm(closed):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("chat", "--out", str(SHIPPED)), ("--help",)], ids=["chat", "help"])
 def test_a_reader_who_has_read_enough_is_no_error(arguments):
     reader, writer = os.pipe()
@@ -597,6 +615,7 @@ def test_a_reader_who_has_read_enough_is_no_error(arguments):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_streams_of_a_notebook_will_do(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gptcore", "chat", "--out", str(SHIPPED)])
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of Peru?\n"))  # neither can be reconfigured
@@ -605,6 +624,7 @@ def test_streams_of_a_notebook_will_do(monkeypatch):
     assert "Lima" in sys.stdout.getvalue()
 
 
+@pytest.mark.slow
 def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_is_answered(monkeypatch, capsys):
     lines = "Wie heißt es?\n".encode("latin-1") + "秘鲁的首都是哪里?\n".encode()
     told = command(monkeypatch, "chat", "--out", str(SHIPPED), lines=lines)
@@ -622,6 +642,7 @@ def test_shipped_models_load_and_stay_small():
         load_stage(stage, SHIPPED)
 
 
+@pytest.mark.slow
 def test_shipped_models_score_what_their_report_claims():
     claimed = json.loads((SHIPPED / "report.json").read_text(encoding="utf-8"))["scores"]
     for name in ("sft", "ppo"):
@@ -631,6 +652,7 @@ def test_shipped_models_score_what_their_report_claims():
             assert sum(values) / len(values) == pytest.approx(claimed[f"{name}_{key}"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_shipped_chat_answers_in_both_languages_and_admits_ignorance():
     lines = "What is the capital of Peru?\n秘鲁的首都是哪里?\nWhat is the capital of Zubrovia?\n"
     done = subprocess.run(

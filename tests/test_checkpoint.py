@@ -548,6 +548,7 @@ def test_the_exported_chat_template_refuses_what_our_own_does_not_have(exported,
         reader.apply_chat_template(messages, add_generation_prompt=True, **more)
 
 
+@pytest.mark.slow
 def test_an_exported_model_answers_many_prompts_at_once_and_in_a_pipeline_as_our_own(exported):
     folder, model, tokenizer = exported
     reader = transformers.AutoTokenizer.from_pretrained(folder)

@@ -583,6 +583,7 @@ def test_a_space_goes_before_ascii_only(text, expected):
 # --- Prompts -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["train", "validation", "test"])
 @pytest.mark.parametrize("part", [*KNOWN, *UNKNOWN])
 def test_prompts_are_about_their_part_and_known_only_if_the_pretraining_text_tells_it(part, which):

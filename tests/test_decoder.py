@@ -418,6 +418,7 @@ def test_the_narrowest_models_have_a_feed_forward_part(width):
 # --- Other dtypes --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.4)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -443,6 +444,7 @@ def test_a_model_in_another_dtype_computes_in_it(monkeypatch, preset, dtype, tol
     assert rewards_of(RewardModel(model, 3).to(dtype), [[1, 3, 4, 5], [3, 5]] * 40).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_gradients_in_float64_are_those_of_finite_differences_and_of_float32(preset):
     model, tokens = random_decoder(preset=preset, layers=1, width=8, hidden_width=6), random_tokens(1, 1, 5)

@@ -27,6 +27,7 @@ from gptcore.training import Trainer, TrainingConfig, generator_for, sample_wind
 from gptcore.widgets.chat import answer_probabilities
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the models must be on the CPU"),
     pytest.mark.usefixtures("exact_arithmetic"),
 ]

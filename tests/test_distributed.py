@@ -21,6 +21,8 @@ from gptcore.parallel import join_processes, leave_processes, processes, rank
 from gptcore.recipe import text_batches
 from gptcore.training import Trainer, TrainingConfig, generator_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 STEPS = 12
 

@@ -227,6 +227,7 @@ def test_demonstrations_ask_no_held_out_sum():
         assert not asked & {q for q, p in every_question(part, "train").items() if p.entity}
 
 
+@pytest.mark.slow
 def test_demonstrations_ask_in_seen_wordings_only():
     seen, unseen = (
         every_question("train", "train"),
@@ -304,6 +305,7 @@ def test_talk_has_no_style(style):
         assert write_answer(prompt, style, rng) in prompt.references
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["plain", "curt", "rambling", "polite", "wrong language"])
 def test_refusals_and_translations_are_at_most_long_winded(style):
     rng = random.Random(0)

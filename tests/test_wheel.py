@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PARTS = ("gptcore", "assets", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
 

@@ -73,6 +73,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_that_never_ends_is_stopped(name, monkeypatch):
     names = {"allowed_pairs": answer(f"def allowed_pairs(T):\n    {LOOPS[name]}")}
@@ -144,6 +145,7 @@ def test_beside_a_gpu_too_the_check_says_what_is_wrong(name, beside_a_gpu):
     assert phrase in verdict.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_beside_a_gpu_too_a_loop_is_killed_and_leaves_no_thread(name, beside_a_gpu, monkeypatch):
     monkeypatch.setitem(exercises.exercises(), "1.1", replace(exercises.exercises()["1.1"], seconds=1.0))
@@ -366,6 +368,7 @@ def test_a_fault_of_ours_can_be_reported_where_the_course_has_a_place_for_it(mon
     assert capsys.readouterr().out.strip().endswith(ending)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["1", "2"])
 def test_require_does_not_depend_on_python_s_asserts(level):
     code = (

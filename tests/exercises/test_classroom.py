@@ -23,6 +23,8 @@ from gptcore.exercises.exercise import Wrong
 from gptcore.exercises.returned import find_exercises, read_cells
 from gptcore.exercises.sandbox import descendants, from_json, isolation, to_json
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = [number for number in exercises() if number.startswith("1.")]
 
 

@@ -40,6 +40,7 @@ def test_an_exercise_says_what_it_is(exercise):
         ast.parse(code)
 
 
+@pytest.mark.slow
 @ALL
 def test_the_solution_passes_whatever_the_inputs(exercise):
     answer = answer_from(exercise, exercise.solution)
@@ -83,6 +84,7 @@ def test_another_right_answer_passes(number, index):
         assert verdict.status == "right", verdict.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "phrase"), WRONG)
 def test_a_wrong_answer_is_told_what_is_wrong(number, phrase):
     exercise = exercises()[number]
