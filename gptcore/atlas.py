@@ -36,9 +36,9 @@ class Entity:
 
     kind: str
     """`country`, `element`, `planet`, `animal` or `arithmetic`."""
-    names: dict[str, str]
+    names: dict[Language, str]
     """Name by language as it stands in a sentence ("the Netherlands"); unique within the kind."""
-    facts: dict[str, dict[str, str]]
+    facts: dict[str, dict[Language, str]]
     """Relation to value by language; every value is "" for an invented entity."""
     operands: tuple[int, int] | None = None
     """The two numbers of an arithmetic entity."""
@@ -51,8 +51,8 @@ class Entity:
 
     def sentence(self, relation: str, language: Language, template: str | None = None) -> str:
         """A fact as a sentence, by default in its canonical wording."""
-        template = template or wordings()["relations"][relation][language]["answer"]
-        return self.fill(template, language, self.facts[relation][language])
+        wording: str = template or wordings()["relations"][relation][language]["answer"]
+        return self.fill(wording, language, self.facts[relation][language])
 
 
 @cache
@@ -81,7 +81,7 @@ def _table(name: str) -> list[dict[str, str]]:
 def entities() -> tuple[Entity, ...]:
     """Every real entity of the atlas."""
 
-    def both(row: dict[str, str], column: str) -> dict[str, str]:
+    def both(row: dict[str, str], column: str) -> dict[Language, str]:
         return {language: row[f"{column}_{language}"] for language in LANGUAGES}
 
     found = []
@@ -135,6 +135,7 @@ def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
     facts = {relation: dict.fromkeys(LANGUAGES, "") for relation in relations_of(kind)}
     characters = rng.sample(_ELEMENT_CHARACTERS, len(_ELEMENT_CHARACTERS))
     found: list[Entity] = []
+    names: dict[Language, str]
     while len(found) < count:
         parts = rng.sample(sorted(syllables), 2)
         stem, stem_zh = "".join(parts), "".join(syllables[part] for part in parts)

@@ -141,8 +141,9 @@ class KeyValueCache:
     def __init__(self, layers: int, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0  # positions of which every layer's keys and values are stored
-        self._keys: list[Tensor | None] = [None] * layers
-        self._values: list[Tensor | None] = [None] * layers
+        self._layers = layers
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values `(B, H, T, D)` of `T` new positions; return all `(B, H, S, D)`.
@@ -153,19 +154,19 @@ class KeyValueCache:
         end = self.length + key.shape[2]
         if end > self.capacity:
             raise ValueError(f"the cache has room for {self.capacity} positions, position {end} does not fit")
-        if self._keys[layer] is None:
+        if layer not in self._keys:
             shape = (*key.shape[:2], self.capacity, key.shape[3])
             self._keys[layer], self._values[layer] = key.new_empty(shape), value.new_empty(shape)
         self._keys[layer][:, :, self.length : end] = key
         self._values[layer][:, :, self.length : end] = value
-        if layer == len(self._keys) - 1:
+        if layer == self._layers - 1:
             self.length = end
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch (indices or a bool mask), as sequences finish."""
-        self._keys = [key[rows] for key in self._keys]
-        self._values = [value[rows] for value in self._values]
+        self._keys = {layer: key[rows] for layer, key in self._keys.items()}
+        self._values = {layer: value[rows] for layer, value in self._values.items()}
 
 
 def check_heads(width: int, heads: int, key_value_heads: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, combinations
+from typing import Generic, TypeVar
 
 import torch
 
@@ -66,7 +67,7 @@ def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
     if flaw < 0.2:
         return prompt.entity.fill(rng.choice(wordings()["unknown"][prompt.language]["answers"]), prompt.language)
     if flaw < 0.6 or not prompt.known:
-        return _false_answer(prompt, rng)
+        return _false_answer(prompt, prompt.entity, rng)
     return write_answer(prompt, rng.choice(list(STYLES)), rng)
 
 
@@ -74,17 +75,17 @@ def _other_talk(language: Language) -> list[list[str]]:
     return [topic[language]["answers"] for topic in (*wordings()["small_talk"].values(), wordings()["harmful"])]
 
 
-def _false_answer(prompt: Prompt, rng: random.Random) -> str:
+def _false_answer(prompt: Prompt, entity: Entity, rng: random.Random) -> str:
     """An answer of any style about the wrong thing, or with the wrong value; about an unknown entity, all values are.
 
     To speak of something else is what a model learns that is graded by how sure its sentences sound.
     """
-    relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)
+    relations = [prompt.relation] if prompt.relation else list(entity.facts)
     if rng.random() < 0.5:
-        subject = rng.choice([e for e in _may_be_named() if e is not prompt.entity and relations[0] in e.facts])
+        subject = rng.choice([e for e in _may_be_named() if e is not entity and relations[0] in e.facts])
         values = [subject.facts[relation][prompt.language] for relation in relations]
     else:
-        subject = prompt.entity
+        subject = entity
         values = [subject.facts[relation][prompt.language] for relation in relations]
         for i in range(len(relations)) if not prompt.known else [rng.randrange(len(relations))]:
             others = {e.facts[relations[i]][prompt.language] for e in _may_be_named() if relations[i] in e.facts}
@@ -93,15 +94,12 @@ def _false_answer(prompt: Prompt, rng: random.Random) -> str:
     sentences = [subject.fill(t, prompt.language, v) for t, v in zip(templates, values, strict=True)]
     text = join(sentences, prompt.language)
     style = rng.choice(list(STYLES))
-    if style == "curt" and prompt.relation and prompt.task == "fact" and values[0] != _value(prompt):
+    truth = entity.facts[relations[0]][prompt.language]
+    if style == "curt" and prompt.relation and prompt.task == "fact" and values[0] != truth:
         return values[0]
     if style in ("polite", "rambling") and prompt.task != "translate":
         return rng.choice(wordings()["styles"][prompt.language][style]).format(answer=text)
     return text
-
-
-def _value(prompt: Prompt) -> str:
-    return prompt.entity.facts[prompt.relation][prompt.language]
 
 
 @cache
@@ -168,7 +166,10 @@ def votes_of(ballots: Sequence[Ballot]) -> tuple[list[int], list[int]]:
     return [winner for winner, _ in votes], [loser for _, loser in votes]
 
 
-class BallotBatches:
+B = TypeVar("B", bound=Ballot)
+
+
+class BallotBatches(Generic[B]):
     """Makes batch number `i` of the votes on some ballots; each epoch in a fresh order.
 
     Args:
@@ -180,16 +181,17 @@ class BallotBatches:
         ValueError: if there are too few ballots for a batch, or no votes on any.
     """
 
-    def __init__(self, ballots: Sequence[Ballot], batch_size: int, seed: int) -> None:
+    def __init__(self, ballots: Sequence[B], batch_size: int, seed: int) -> None:
         self.ballots, self.batch_size, self.seed = ballots, batch_size, seed
         self.per_epoch = len(ballots) // batch_size
         if self.per_epoch == 0:
             raise ValueError(f"{len(ballots)} ballots are too few for batches of {batch_size}")
         if not any(ballot.votes for ballot in ballots):
             raise ValueError("nobody has voted on these ballots: there is nothing to learn from them")
-        self._epoch, self._batches = -1, []
+        self._epoch = -1
+        self._batches: list[list[int]] = []
 
-    def __call__(self, step: int) -> list[Ballot]:
+    def __call__(self, step: int) -> list[B]:
         epoch = step // self.per_epoch
         if epoch != self._epoch:
             order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch), device="cpu").tolist()

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +98,7 @@ class Chain(Interruptible):
             models.append(self._stage("ppo", tokenizer, self._reinforce, *models[1:]))
         if "scores" not in self.report:
             start = time.perf_counter()
-            self.score(tokenizer, *models)
+            self.score(tokenizer, models)
             self.report["stages"]["evaluation"] = {"seconds": round(time.perf_counter() - start, 1)}
             self.report["total_seconds"] = round(sum(stage["seconds"] for stage in self.report["stages"].values()), 1)
             self.folder.write_report()
@@ -115,6 +115,7 @@ class Chain(Interruptible):
 
     @cached_property
     def _own_text(self) -> str:
+        assert self.text is not None
         return read_text(self.text)
 
     def _own_ids(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -122,7 +123,9 @@ class Chain(Interruptible):
         ids = tokenizer.encode(self._own_text)
         return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
 
-    def _stage(self, name: str, tokenizer: Tokenizer, train: Callable[..., nn.Module], *models: nn.Module) -> Any:
+    def _stage(
+        self, name: str, tokenizer: Tokenizer, train: Callable[..., Decoder | RewardModel], *models: nn.Module
+    ) -> Any:
         """A stage's model: from its file if it is there, else trained, saved and timed."""
         path = self.out / f"{name}.safetensors"
         key = "pretrain" if name == "base" else name  # the report names what is done, the file what came of it
@@ -217,10 +220,10 @@ class Chain(Interruptible):
         self.report["ppo_history"] = [entry._asdict() for entry in ppo.history]
         return policy
 
-    def score(self, tokenizer: Tokenizer, *models: nn.Module) -> None:
+    def score(self, tokenizer: Tokenizer, models: Sequence[Any]) -> None:
         """Let the models of the stages sit their exams, and put scores and intervals into the report."""
         if self.text is not None:
-            bits = base_score(*models, tokenizer, self.seed, self._own_ids(tokenizer)[1])
+            bits = base_score(models[0], tokenizer, self.seed, self._own_ids(tokenizer)[1])
             self.report["scores"] = {"base_bits_per_byte": bits}
             return
         with tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress) as bar:
@@ -229,7 +232,9 @@ class Chain(Interruptible):
                 bar.update()
                 self.stop_if_requested()
 
-            self.report["scores"], self.report["intervals"] = score_chain(tokenizer, *models, self.seed, after_exam)
+            base, sft, reward_model, ppo = models
+            scores = score_chain(tokenizer, base, sft, reward_model, ppo, self.seed, after_exam)
+            self.report["scores"], self.report["intervals"] = scores
 
 
 def evaluate_folder(folder: Path) -> dict[str, Any]:
@@ -253,5 +258,5 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
         run.folder.compare()
     models = [load_model(folder / f"{stage}.safetensors", tokenizer)[0] for stage in stages]
     report["parameters"] = sum(parameter.numel() for parameter in models[0].parameters())
-    run.score(tokenizer, *models)
+    run.score(tokenizer, models)
     return report

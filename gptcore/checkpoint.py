@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -208,6 +208,12 @@ def find_stage(stage: str, folder: str | Path | None = None) -> Path:
     return folder / f"{stage}.safetensors"
 
 
+@overload
+def load_stage(stage: Literal["base", "sft", "ppo"], folder: str | Path | None = None) -> tuple[Decoder, Tokenizer]: ...
+@overload
+def load_stage(stage: Literal["reward"], folder: str | Path | None = None) -> tuple[RewardModel, Tokenizer]: ...
+@overload
+def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Any, Tokenizer]: ...
 def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | RewardModel, Tokenizer]:
     """The model of a stage and its tokenizer, from where `find_stage` finds them; errors as there and in `load_model`."""
     path = find_stage(stage, folder)

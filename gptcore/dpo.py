@@ -100,8 +100,10 @@ def with_reference(reference: Decoder, ballots: Sequence[Ballot], batch_size: in
         batch = [ballots[i] for i in rows]
         with autocast():
             values = ballot_log_probabilities(reference, batch)
-        for i, ballot, own in zip(rows.tolist(), batch, values.split([len(b.answers) for b in batch]), strict=True):
-            referenced[i] = ReferencedBallot(**vars(ballot) | {"reference": own.tolist()})
+        for i, ballot, own in zip(rows, batch, values.split([len(b.answers) for b in batch]), strict=True):
+            referenced[i] = ReferencedBallot(
+                ballot.prompt, ballot.prompt_ids, ballot.answers, ballot.votes, own.tolist()
+            )
     return [referenced[i] for i in range(len(ballots))]
 
 

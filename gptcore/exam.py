@@ -18,7 +18,7 @@ from gptcore.evaluation import bits_per_byte, bleu, share, units
 from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.gold import exact, gold_score, gold_verdict
-from gptcore.questions import Prompt, PromptSource, fact_prompts, translate_prompts
+from gptcore.questions import Part, Prompt, PromptSource, fact_prompts, translate_prompts
 from gptcore.reward import RewardModel, pair_accuracy
 from gptcore.rollouts import kl_of_answers
 from gptcore.tokenizer import END, Tokenizer
@@ -28,7 +28,7 @@ from gptcore.training import generator_for
 
 
 @cache
-def exam(part: str) -> Mapping[str, tuple[Prompt, ...]]:
+def exam(part: Part) -> Mapping[str, tuple[Prompt, ...]]:
     """The questions behind the scores, the same in every run: each fact once in a seen wording, once in an unseen one.
 
     Args:
@@ -54,7 +54,8 @@ def exam(part: str) -> Mapping[str, tuple[Prompt, ...]]:
             known += one_wording_each(fact_prompts(part, language, wording_part))
             translation += one_wording_each(translate_prompts(part, language, wording_part))
             for prompt in one_wording_each(fact_prompts(f"unknown_{part}", language, wording_part)):
-                (real if prompt.entity.facts[prompt.relation][language] else invented).append(prompt)
+                told = prompt.entity and prompt.relation and prompt.entity.facts[prompt.relation][language]
+                (real if told else invented).append(prompt)
         questions[f"known_{language}"] = known
     each = min(len(real), len(invented))
     questions["unknown"] = rng.sample(real, each) + rng.sample(invented, each)
@@ -95,7 +96,7 @@ def base_score(base: Decoder, tokenizer: Tokenizer, seed: int, held_out: Sequenc
     return round(bits_per_byte(base, held_out, len(tokenizer.decode_bytes(held_out))), 4)
 
 
-def answer_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test") -> dict[str, list[float]]:
+def answer_scores(model: Decoder, tokenizer: Tokenizer, part: Part = "test") -> dict[str, list[float]]:
     """Right or wrong, question by question: `heldout_exact_en`, `_zh`, `unknown_honest`, `known_refused`."""
     questions = exam(part)
     scores: dict[str, list[float]] = {"known_refused": []}
@@ -109,7 +110,7 @@ def answer_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test") -> d
     return scores
 
 
-def translation_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test") -> tuple[list[float], float]:
+def translation_scores(model: Decoder, tokenizer: Tokenizer, part: Part = "test") -> tuple[list[bool], float]:
     """Whether each held-out sentence is translated exactly, and BLEU over all of them."""
     prompts = exam(part)["translation"]
     answers = ask(model, tokenizer, prompts)
@@ -120,7 +121,7 @@ def translation_scores(model: Decoder, tokenizer: Tokenizer, part: str = "test")
 
 
 def wins(
-    model: Decoder, opponent: Decoder, tokenizer: Tokenizer, part: str = "test", seed: int = 0
+    model: Decoder, opponent: Decoder, tokenizer: Tokenizer, part: Part = "test", seed: int = 0
 ) -> tuple[list[float], list[float], list[float]]:
     """Both answer held-out prompts at temperature 1; who has the higher gold score?
 
@@ -136,7 +137,7 @@ def wins(
     return results, golds[0], golds[1]
 
 
-def heldout_kl(policy: Decoder, reference: Decoder, tokenizer: Tokenizer, part: str = "test", seed: int = 0) -> float:
+def heldout_kl(policy: Decoder, reference: Decoder, tokenizer: Tokenizer, part: Part = "test", seed: int = 0) -> float:
     """KL of the policy's answers to held-out prompts, in nats an answer."""
     prompt_ids = [encode_prompt(tokenizer, prompt.question) for prompt in exam(part)["mixed"]]
     answers = generate(policy, prompt_ids, SamplingConfig(), tokenizer.special[END], generator_for(seed, 4))

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gptcore.atlas import LANGUAGES, wordings
+from gptcore.atlas import Language, wordings
 from gptcore.corpus import encode_document, with_leading_space
 from gptcore.decoder import Decoder
 from gptcore.loss import IGNORED
@@ -147,7 +147,7 @@ def write_answer(prompt: Prompt, style: str, rng: random.Random) -> str:
             return prompt.entity.facts[prompt.relation][prompt.language]
         return prompt.entity.sentence(next(iter(prompt.entity.facts)), prompt.language)
     if style == "wrong language" and styled:
-        other = next(language for language in LANGUAGES if language != prompt.language)
+        other: Language = "zh" if prompt.language == "en" else "en"
         relations = [prompt.relation] if prompt.relation else list(prompt.entity.facts)[:2]
         return " ".join(prompt.entity.sentence(relation, other) for relation in relations)
     return answer

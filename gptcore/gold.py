@@ -7,7 +7,7 @@ first in notebooks/07_evaluation.ipynb.
 
 from typing import NamedTuple
 
-from gptcore.atlas import LANGUAGES, Language, wordings
+from gptcore.atlas import LANGUAGES, Entity, Language, wordings
 from gptcore.questions import Prompt
 
 
@@ -51,7 +51,7 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
     core = without_style(answer)
     refused = any(phrase in answer for language in LANGUAGES for phrase in _refusal_phrases(language))
     bare = core.rstrip(".。")
-    values = prompt.entity.facts[prompt.relation] if prompt.relation else {}
+    values = prompt.entity.facts[prompt.relation] if prompt.entity and prompt.relation else {}
     has_chinese = any("\u4e00" <= character <= "\u9fff" or character in "。，！？" for character in answer)
     right_language = has_chinese == (prompt.language == "zh") and answer != ""
 
@@ -59,15 +59,11 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
         true = refused
     elif refused:
         true = False
-    elif prompt.task == "fact":
-        templates = [
-            (lang, t) for lang in LANGUAGES for t in wordings()["relations"][prompt.relation][lang]["statements"]
-        ]
-        statements = [prompt.entity.sentence(prompt.relation, lang, template) for lang, template in templates]
-        true = core in statements or bare in values.values()
+    elif prompt.task == "fact" and prompt.entity and prompt.relation:
+        true = core in _statements(prompt.entity, prompt.relation) or bare in values.values()
         right_language = right_language or bare == values[prompt.language]
-    elif prompt.task == "about":
-        true = _only_true_sentences(prompt, core)
+    elif prompt.task == "about" and prompt.entity:
+        true = _only_true_sentences(prompt.entity, core)
     else:
         true = core in prompt.references
 
@@ -83,20 +79,22 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
     return Verdict(true, refused, right_language, full_sentence, polite, brief)
 
 
-def _only_true_sentences(prompt: Prompt, core: str) -> bool:
+def _statements(entity: Entity, relation: str) -> list[str]:
+    """All sentences of both languages that state a fact as the atlas has it."""
+    wording = wordings()["relations"][relation]
+    return [entity.sentence(relation, lang, template) for lang in LANGUAGES for template in wording[lang]["statements"]]
+
+
+def _only_true_sentences(entity: Entity, core: str) -> bool:
     """Whether an account of an entity has at least two facts (all, if it has fewer) and nothing else."""
     found = 0
-    for relation in prompt.entity.facts:
-        wordings_of = wordings()["relations"][relation]
-        statements = [
-            prompt.entity.sentence(relation, lang, t) for lang in LANGUAGES for t in wordings_of[lang]["statements"]
-        ]
-        for statement in sorted(statements, key=len, reverse=True):
+    for relation in entity.facts:
+        for statement in sorted(_statements(entity, relation), key=len, reverse=True):
             if statement in core:
                 core = core.replace(statement, "")
                 found += 1
                 break
-    return found >= min(2, len(prompt.entity.facts)) and not core.strip()
+    return found >= min(2, len(entity.facts)) and not core.strip()
 
 
 def gold_score(prompt: Prompt, answer: str) -> float:

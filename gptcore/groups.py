@@ -190,7 +190,7 @@ class GroupPolicyGradient(PolicyTrainer):
         )
         return leave_one_out_advantages(earned.view(-1, config.group_size)).flatten()
 
-    def _loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+    def _loss(self, rollout: Rollout, advantages: Tensor, rows: Sequence[int]) -> Tensor:
         """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout."""
         config = self.config
         parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, rollout.reference)
@@ -203,7 +203,7 @@ class GroupPolicyGradient(PolicyTrainer):
         # of a token, that of a whole answer would be too heavy.
         return reinforce_loss(new.sum(dim=1), own) * len(rows) / rollout.mask.sum()
 
-    def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Tensor], number: int) -> None:
+    def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Sequence[int]], number: int) -> None:
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
         for rows in minibatches[1:]:
             backward(self._finite(self._loss(rollout, advantages, rows)), self.scaler)

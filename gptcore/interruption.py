@@ -27,12 +27,15 @@ class Resumable(Protocol):
 
     def run(self, callbacks: Any = ()) -> Any:
         """Go through the steps that are left."""
+        ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on."""
+        ...
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
+        ...
 
 
 @dataclass

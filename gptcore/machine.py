@@ -39,11 +39,11 @@ def bf16_is_fast() -> bool:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(256, 256, dtype=dtype, device="cpu")
-        matrix @ matrix  # the first product chooses a kernel
+        torch.mm(matrix, matrix)  # the first product chooses a kernel
         runs = []
         for _ in range(5):
             start = time.perf_counter()
-            matrix @ matrix
+            torch.mm(matrix, matrix)
             runs.append(time.perf_counter() - start)
         seconds[dtype] = min(runs)
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]

@@ -106,23 +106,23 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         dtype = torch.bfloat16 if choose_precision() == "bf16" else torch.float32
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    by_shape.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
+                    by_shape.setdefault(parameter.shape, []).append((parameter, parameter.grad))
+            for shape, pairs in by_shape.items():
                 updates = []
-                for parameter in parameters:
+                for parameter, gradient in pairs:
                     state = self.state[parameter]
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
                     buffer = state["momentum"]
-                    buffer.lerp_(parameter.grad, 1 - group["momentum"])
-                    updates.append(parameter.grad.lerp(buffer, group["momentum"]))
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    updates.append(gradient.lerp(buffer, group["momentum"]))
                 directions = orthogonalise(torch.stack(updates).to(dtype))
                 # A tall matrix needs a longer step for the same change of its output.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, direction in zip(parameters, directions, strict=True):
+                for (parameter, _), direction in zip(pairs, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(direction.to(parameter.dtype), alpha=-rate)
 

@@ -12,6 +12,7 @@ column t is about the choice of token t + 1.
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -209,7 +210,7 @@ class PPO(PolicyTrainer):
         rollout: Rollout,
         advantages: Tensor,
         returns: Tensor,
-        rows: Tensor,
+        rows: Sequence[int],
         train_policy: bool,
         replay_step: int,
     ) -> tuple[float, float]:

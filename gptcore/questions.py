@@ -115,7 +115,7 @@ def _divide(
     held_out = random.Random(f"wordings, {key}").sample(apart, 2 * each)
     seen = [question for question in dict.fromkeys(others) if question not in held_out]
     seen += [wrap.format(question=q) for wrap in wrapped for q in questions if q not in held_out]
-    divided = {"train": seen, "validation": held_out[:each], "test": held_out[each:]}
+    divided: dict[Part, Sequence[str]] = {"train": seen, "validation": held_out[:each], "test": held_out[each:]}
     return MappingProxyType({part: tuple(templates) for part, templates in divided.items()})
 
 
@@ -207,11 +207,14 @@ class PromptSource:
         self.wording_part: Part = wording_part
         known, unknown = split_entities()[part], split_entities()[f"unknown_{part}"]
         named = [entity for entity in known if entity.kind != "arithmetic"]
-        self._groups: dict[str, list[list[Any]]] = {
+        self._groups: dict[str, Sequence[Sequence[Any]]] = {
             "fact": _by_relation(known),
-            "about": [[(entity, language) for entity in named] for language in LANGUAGES],
+            "about": [[(entity, None, language) for entity in named] for language in LANGUAGES],
             "translate": _by_relation(known),
-            "unknown": [*_by_relation(unknown), [(entity, language) for entity in unknown for language in LANGUAGES]],
+            "unknown": [
+                *_by_relation(unknown),
+                [(entity, None, language) for entity in unknown for language in LANGUAGES],
+            ],
             "talk": [talk_prompts(language, wording_part) for language in LANGUAGES],
         }
 
@@ -224,21 +227,14 @@ class PromptSource:
         drawn = rng.choice(group)
         if isinstance(drawn, Prompt):
             return drawn
-        entity, *relation, language = drawn
+        entity, relation, language = drawn
+        part = self.wording_part
         if task == "translate":
-            return translate_prompt(
-                entity,
-                *relation,
-                language,
-                rng.choice(other_wordings("translate", f"to_{language}", part=self.wording_part)),
-            )
+            template = rng.choice(other_wordings("translate", f"to_{language}", part=part))
+            return translate_prompt(entity, relation, language, template)
         if relation:
-            return fact_prompt(
-                entity, *relation, language, rng.choice(question_wordings(*relation, language, self.wording_part))
-            )
-        return about_prompt(
-            entity, language, rng.choice(other_wordings("about", entity.kind, language, part=self.wording_part))
-        )
+            return fact_prompt(entity, relation, language, rng.choice(question_wordings(relation, language, part)))
+        return about_prompt(entity, language, rng.choice(other_wordings("about", entity.kind, language, part=part)))
 
 
 def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Language]]]:

@@ -79,8 +79,8 @@ def text_batches(stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int) -> Ca
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         context_length = recipe.decoder.context_length
-        batch = sample_windows(*stream, recipe.batch_size, context_length, generator_for(seed, step))
-        return tuple(part[rank() :: processes()] for part in batch)
+        inputs, targets = sample_windows(*stream, recipe.batch_size, context_length, generator_for(seed, step))
+        return inputs[rank() :: processes()], targets[rank() :: processes()]
 
     return batch_at
 

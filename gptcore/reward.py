@@ -78,6 +78,8 @@ class RewardModel(nn.Module):
         nn.init.normal_(self.head.weight, std=1 / math.sqrt(decoder.config.width + 1))
         nn.init.zeros_(self.head.bias)
         # Set after training, so that rewards of the reference policy have mean 0 and deviation 1.
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", weight.new_zeros(()))
         self.register_buffer("deviation", weight.new_ones(()))
 
@@ -130,13 +132,19 @@ class Grader(Protocol):
     """What `rewards_of` asks for rewards: a `RewardModel`, or a policy that stands for one (`dpo.ImplicitReward`)."""
 
     config: DecoderConfig
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        ...
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Rewards `(B,)` of conversations `(B, T)` of `lengths` `(B,)`."""
+        ...
 
     def eval(self) -> Any:
         """Switch to evaluation mode."""
+        ...
 
 
 # --- Training ------------------------------------------------------------------------------------

@@ -141,8 +141,8 @@ class Rollout(NamedTuple):
     """`(N, T - 1)` the same, under the reference."""
     finished: Tensor
     """`(N,)` bool: whether the answer has its end token."""
-    values: Tensor | None = None
-    """`(N, T - 1)` expected sum of rewards from here on, by PPO's value model; None where there is no such model."""
+    values: Tensor
+    """`(N, T - 1)` expected sum of rewards from here on, by PPO's value model; 0 where there is no such model."""
 
     def statistics(self) -> dict[str, float]:
         """Means over answers or real tokens: `score`, `kl`, `entropy`, `finished` and `length`."""
@@ -255,7 +255,7 @@ class PolicyTrainer:
                 )
                 for model in (self.policy, self.reference)
             )
-        return Rollout(tokens, lengths, mask, scores, own, reference, finished)
+        return Rollout(tokens, lengths, mask, scores, own, reference, finished, torch.zeros_like(own))
 
     def with_replay(self, loss: Tensor, number: int) -> Tensor:
         """The policy's loss, with that of pretraining batch `number` mixed in."""

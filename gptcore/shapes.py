@@ -57,10 +57,10 @@ def pad_right(sequences: Sequence[Sequence[int]], longest: int) -> tuple[Tensor,
     return ids, lengths
 
 
-def batches_by_length(lengths: Sequence[int] | Tensor, batch_size: int) -> list[Tensor]:
+def batches_by_length(lengths: Sequence[int] | Tensor, batch_size: int) -> list[list[int]]:
     """Numbers of some sequences, batch by batch; those of like length share one, for little padding."""
     numbers = torch.as_tensor(lengths, device="cpu").argsort(stable=True)
-    return list(numbers.split(batch_size)) if len(numbers) else []
+    return [rows.tolist() for rows in numbers.split(batch_size)] if len(numbers) else []
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def trim(rows: Tensor, lengths: Tensor, tokens: Tensor, *columns: Tensor) -> list[Tensor]:
+def trim(rows: Sequence[int], lengths: Tensor, tokens: Tensor, *columns: Tensor) -> list[Tensor]:
     """Some rows of padded sequences, no wider than the longest of them needs.
 
     Args:

@@ -26,7 +26,7 @@ class Tokenizer:
     """
 
     def __init__(self, merges: Sequence[Pair]) -> None:
-        self.merges = [tuple(pair) for pair in merges]
+        self.merges: list[Pair] = [(left, right) for left, right in merges]
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.token_bytes = [bytes([byte]) for byte in range(256)]
         self._merged: dict[Pair, int] = {}

@@ -182,7 +182,7 @@ class StepReport:
 
 
 Callback = Callable[[StepReport], None]
-LossFunction = Callable[[nn.Module, Any], Tensor]
+LossFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass
@@ -211,7 +211,7 @@ class Trainer:
         self._set_precision(self.config.precision or choose_precision())
 
     def _set_precision(self, precision: Precision) -> None:
-        self.precision = precision
+        self.precision: Precision = precision
         self.scaler = gradient_scaler(precision)
 
     @property
