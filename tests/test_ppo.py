@@ -594,7 +594,7 @@ def test_each_epoch_uses_each_answer_once_its_minibatches_in_a_fresh_order(monke
     seen, update = [], PPO.update
 
     def watched(self, rollout, advantages, returns, rows, *rest):
-        seen.append(rows.tolist())
+        seen.append(rows)
         return update(self, rollout, advantages, returns, rows, *rest)
 
     monkeypatch.setattr(PPO, "update", watched)
