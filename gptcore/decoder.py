@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gptcore.attention import KeyValueCache, MultiHeadAttention, causal_mask, check_heads, rotary_angles
 from gptcore.checks import numbers, whole_numbers
-from gptcore.machine import own_dtype
+from gptcore.machine import in_own_dtype
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class Decoder(nn.Module):
         """Where the parameters are."""
         return self.embedding.weight.device
 
+    @in_own_dtype
     def hidden(
         self,
         tokens: Tensor,
@@ -226,14 +227,12 @@ class Decoder(nn.Module):
         else:
             angles = rotary_angles(positions, self.config.width // self.config.heads, self.config.rotary_base)
             rotary = tuple(part.unsqueeze(-3) for part in angles)  # ((B,) 1, T, D), one for all heads
-        with own_dtype(self.embedding.weight):
-            for layer in self.layers:
-                x, weights = layer(
-                    x, mask=mask, rotary=rotary, cache=cache, return_weights=attention_weights is not None
-                )
-                if attention_weights is not None:
-                    attention_weights.append(weights)
-            return self.norm(x)
+        weigh = attention_weights is not None
+        for layer in self.layers:
+            x, weights = layer(x, mask=mask, rotary=rotary, cache=cache, return_weights=weigh)
+            if attention_weights is not None:
+                attention_weights.append(weights)
+        return self.norm(x)
 
     def _check(self, tokens: Tensor, token_mask: Tensor | None, past: int) -> None:
         if tokens.dim() != 2:

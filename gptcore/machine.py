@@ -11,15 +11,17 @@ import os
 import platform
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Method = TypeVar("Method", bound=Callable[..., Tensor])
 
 
 def choose_device() -> torch.device:
@@ -82,11 +84,18 @@ def autocast(precision: Precision | None = None, rows: int | None = None) -> Abs
     return torch.autocast(choose_device().type, dtype=dtype, enabled=precision != "fp32")
 
 
-def own_dtype(weight: Tensor) -> AbstractContextManager:
-    """Context for a model with such weights: autocast is for float32, a model in another dtype computes in that."""
-    if weight.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(weight.device.type, enabled=False)
+def in_own_dtype(method: Method) -> Method:
+    """Let a method of a model compute in the dtype of its weights if that is not float32, for which autocast is made."""
+
+    @wraps(method)
+    def computed(self: nn.Module, *args: Any, **settings: Any) -> Tensor:
+        weight = next(self.parameters())
+        if weight.dtype == torch.float32:
+            return method(self, *args, **settings)
+        with torch.autocast(weight.device.type, enabled=False):
+            return method(self, *args, **settings)
+
+    return cast(Method, computed)
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.finetuning import decode_answer
 from gptcore.gold import gold_score
 from gptcore.loss import chosen_log_probabilities, language_model_loss
-from gptcore.machine import autocast, full_precision, own_dtype
+from gptcore.machine import autocast, full_precision, in_own_dtype
 from gptcore.shapes import batches_by_length, pad_right
 from gptcore.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
@@ -88,12 +88,12 @@ class RewardModel(nn.Module):
         """Where the parameters are."""
         return self.trunk.device
 
+    @in_own_dtype
     def values(self, tokens: Tensor) -> Tensor:
         """A number at each position: ids `(B, T)`, padded on the right, to `(B, T)`, float32 or the model's float64."""
-        with own_dtype(self.head.weight):
-            features = self.trunk.hidden(tokens)  # (B, T, C)
-            surprise = self._surprise(tokens, features)  # (B, T, 2)
-            values = self.head(torch.cat((features, surprise.to(features.dtype)), dim=-1)).squeeze(-1)
+        features = self.trunk.hidden(tokens)  # (B, T, C)
+        surprise = self._surprise(tokens, features)  # (B, T, 2)
+        values = self.head(torch.cat((features, surprise.to(features.dtype)), dim=-1)).squeeze(-1)
         return (full_precision(values) - self.mean) / self.deviation
 
     def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
