@@ -121,11 +121,11 @@ def check_decoder_attention(answer: Answer, fresh: Fresh) -> None:
     cases += [fresh.normal(3, *shape) for shape in shapes]
     for case in cases:
         for dtype in (torch.float32, torch.float64):
-            parts = list(case.to(dtype))
+            query, key, value = case.to(dtype)
             answer.expect(
-                parts,
-                _attend(*parts),
-                by_message(mistakes, lambda mode: _attend(*parts, mode)),
+                (query, key, value),
+                _attend(query, key, value),
+                by_message(mistakes, lambda mode: _attend(query, key, value, mode)),
             )
 
 
@@ -222,12 +222,13 @@ def check_first_weights(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_join_blocks(answer: Answer, fresh: Fresh) -> None:
-    cases = [([0.0, 0.0, 0.0], [[1.0], [3.0], [5.0]], 2), ([math.log(2), 0.0], [[1.0], [4.0]], 1)]  # by hand: 3 and 2
+    by_hand = [([0.0, 0.0, 0.0], [[1.0], [3.0], [5.0]], 2), ([math.log(2), 0.0], [[1.0], [4.0]], 1)]  # 3 and 2
+    cases = []
     sizes = [(1, 1, 1, 1.0), (2, 1, 1, 1.0), (3, 2, 2, 1.0), (fresh.integer(4, 30), fresh.integer(2, 30), 5, 1.0)]
     for first, second, D, scale in [*sizes, (3, 3, 2, 400.0), (8, 8, 4, 800.0)]:
         total, double = first + second, torch.float64
         cases.append((fresh.normal(total, dtype=double, scale=scale), fresh.normal(total, D, dtype=double), first))
-    for all_scores, all_values, first in cases:
+    for all_scores, all_values, first in [*by_hand, *cases]:
         for dtype in (torch.float32, torch.float64):
             scores, value = torch.as_tensor(all_scores, dtype=dtype), torch.as_tensor(all_values, dtype=dtype)
             blocks = []

@@ -149,11 +149,11 @@ def check_layer(answer: Answer, fresh: Fresh) -> None:
                 fresh.normal(hidden, C),
             )
         )
-    for parts in cases:
+    for x, mix, up, down in cases:
         answer.expect(
-            parts,
-            _layer(*parts),
-            by_message(mistakes, lambda mode: _layer(*parts, mode)),
+            (x, mix, up, down),
+            _layer(x, mix, up, down),
+            by_message(mistakes, lambda mode: _layer(x, mix, up, down, mode)),
             tolerance=2e-3,
         )
 

@@ -90,7 +90,7 @@ def check_scaled_step(answer: Answer, fresh: Fresh) -> None:
         "overflow": "a gradient that is infinite or NaN has overflowed: leave all weights as they are.",
     }
     infinite = float("inf")
-    cases = [
+    by_hand = [
         ([[0.0]], [[4.0]], 8.0, 1.0, 1.0),  # 0.5 without the scale: not clipped
         ([[0.0]], [[24.0]], 8.0, 1.0, 1.0),  # 3: clipped
         ([[0.0], [0.0]], [[24.0], [32.0]], 8.0, 1.0, 1.0),  # 3 and 4, together 5
@@ -101,6 +101,7 @@ def check_scaled_step(answer: Answer, fresh: Fresh) -> None:
         ([[1.0], [2.0]], [[infinite], [8.0]], 4.0, 1.0, 0.5),
         ([[1.0], [2.0]], [[math.nan], [8.0]], 4.0, 1.0, 0.5),
     ]
+    cases = []
     for scale in (1024.0, 65536.0, 1.0):
         size = fresh.integer(2, 6)
         cases.append(
@@ -112,9 +113,9 @@ def check_scaled_step(answer: Answer, fresh: Fresh) -> None:
                 fresh.between(0.1, 1.0),
             )
         )
-    for weights, scaled, *numbers in cases:
-        weights = [torch.as_tensor(w) for w in weights]
-        arguments = (weights, [torch.as_tensor(g) for g in scaled], *numbers)
+    for weights, scaled, scale, limit, rate in [*by_hand, *cases]:
+        tensors = [torch.as_tensor(w) for w in weights]
+        arguments = (tensors, [torch.as_tensor(g) for g in scaled], scale, limit, rate)
         answer.expect(
             arguments,
             _scaled_step(*arguments),
@@ -214,8 +215,8 @@ def check_lion_step(answer: Answer, fresh: Fresh) -> None:
             momentum = momentum * 0.3
             near = (0.6 * momentum + 0.4 * gradient).abs() < 0.01  # too near to 0 for a sign that all agree on
             cases.append(([weight, torch.where(near, gradient + 0.1, gradient), momentum], fresh.between(0.85, 0.99)))
-    for tensors, beta2 in cases:
-        arguments = (*tensors, 0.1, 0.6, beta2, 0.5)
+    for (weight, gradient, momentum), beta2 in cases:
+        arguments = (weight, gradient, momentum, 0.1, 0.6, beta2, 0.5)
         answer.expect(
             arguments,
             _lion(*arguments),

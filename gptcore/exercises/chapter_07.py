@@ -129,8 +129,8 @@ def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
         (["ab", "c"], ["a", "bc"], 2),
     ]
     for n in (1, 2, 3):
-        texts = [[fresh.random.choice(words[:4]) for _ in range(fresh.integer(5, 14))] for _ in range(2)]
-        cases.append((*texts, n))
+        first, second = ([fresh.random.choice(words[:4]) for _ in range(fresh.integer(5, 14))] for _ in range(2))
+        cases.append((first, second, n))
     for candidate, reference, n in cases:
         found, expected = _grams(candidate, n), _grams(reference, n)
         right = _matches(candidate, reference, n)

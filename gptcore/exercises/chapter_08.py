@@ -229,7 +229,7 @@ def check_merge_lora(answer: Answer, fresh: Fresh) -> None:
     cases = [(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([[3.0]]), 4.0)]
     sizes = ((2, 3, 1, 3), (3, 2, 2, 3), (4, 4, 2, 1), (fresh.integer(5, 12), fresh.integer(5, 12), 3, 16))
     for n, m, rank, alpha in sizes:
-        cases.append((*(fresh.normal(*shape) for shape in ((n, m), (rank, m), (n, rank))), float(alpha)))
+        cases.append((fresh.normal(n, m), fresh.normal(rank, m), fresh.normal(n, rank), float(alpha)))
     for weight, down, up, alpha in cases:
         (n, rank), m = up.shape, down.shape[1]
         change = up @ down

@@ -139,6 +139,7 @@ def check_ranking_loss(answer: Answer, fresh: Fresh) -> None:
             rewards = torch.tensor(values, dtype=dtype)
             n = len(values)
             terms = [torch.logsumexp(rewards[i:], 0) - rewards[i] for i in range(n)]
+            loss = torch.stack(terms).sum()
             pairs = [
                 torch.logaddexp(torch.zeros_like(rewards[0]), rewards[j] - rewards[i])
                 for i in range(n)
@@ -154,7 +155,7 @@ def check_ranking_loss(answer: Answer, fresh: Fresh) -> None:
 
             found = answer.expect(
                 (rewards,),
-                sum(terms),
+                loss,
                 {
                     "all pairs were compared as if each had been voted on alone. The first is chosen among *all*, the "
                     "second among the rest, and so on.": sum(pairs),
@@ -166,11 +167,11 @@ def check_ranking_loss(answer: Answer, fresh: Fresh) -> None:
                     ),
                     "only the first choice was counted; a ranking has n of them (the last one is certain).": terms[0],
                     "the order is reversed: the first entry is the best answer.": sum(backwards),
-                    "the sign: the loss is minus the logarithm of the probability.": -sum(terms),
+                    "the sign: the loss is minus the logarithm of the probability.": -loss,
                     "that is the mean; the loss of a ranking is the sum of its choices.": Either(
-                        sum(terms) / n, sum(terms) / (n - 1)
+                        loss / n, loss / (n - 1)
                     ),
-                    "that is the probability of the ranking; the loss is minus its logarithm.": (-sum(terms)).exp(),
+                    "that is the probability of the ranking; the loss is minus its logarithm.": (-loss).exp(),
                     "do not sort the rewards: the order in which they stand is the voter's.": sum(
                         torch.logsumexp(ordered[i:], 0) - ordered[i] for i in range(n)
                     ),
@@ -180,7 +181,7 @@ def check_ranking_loss(answer: Answer, fresh: Fresh) -> None:
                 },
                 tolerance=tolerance,
             )
-            if close(found, sum(terms), tolerance):
+            if close(found, loss, tolerance):
                 answer.expect(
                     (rewards,),
                     _ranking_gradient(rewards),

@@ -194,11 +194,11 @@ def check_still_pushed(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_whole_kl(answer: Answer, fresh: Fresh) -> None:
-    cases: list[tuple[int, ...] | tuple[list[float], list[float]]] = [([3.0, 0.0], [0.0, 0.0]), (1, 3), (2, 4)]
-    cases += [([200.0, 0.0], [0.0, 0.0]), ([0.0, 0.0], [200.0, 0.0]), (3, 2, fresh.integer(5, 40))]
+    cases: list[list[list[float]] | tuple[int, ...]] = [[[3.0, 0.0], [0.0, 0.0]], (1, 3), (2, 4)]
+    cases += [[[200.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [200.0, 0.0]], (3, 2, fresh.integer(5, 40))]
     for case in cases:
         for dtype in (torch.float32, torch.float64):
-            if isinstance(case[0], list):
+            if isinstance(case, list):
                 policy, reference = (torch.tensor(logits, dtype=dtype) for logits in case)
             else:
                 policy, reference = (fresh.normal(*case, dtype=dtype, scale=1.5) for _ in range(2))

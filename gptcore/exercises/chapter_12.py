@@ -107,7 +107,8 @@ def check_ipo_loss(answer: Answer, fresh: Fresh) -> None:
         cases.append((parts, fresh.between(0.06, 0.4)))
     for parts, beta in cases:
         for dtype in (torch.float64, torch.float32):
-            arguments = (*(torch.tensor(part, dtype=dtype) for part in parts), beta)
+            chosen, rejected, chosen_reference, rejected_reference = (torch.tensor(part, dtype=dtype) for part in parts)
+            arguments = (chosen, rejected, chosen_reference, rejected_reference, beta)
             answer.expect(
                 arguments,
                 _ipo(*arguments),
@@ -115,10 +116,10 @@ def check_ipo_loss(answer: Answer, fresh: Fresh) -> None:
                 tolerance=1e-3 if dtype is torch.float32 else None,
             )
     parts, beta = cases[0]
-    arguments = (*(torch.tensor(part) for part in parts), beta)
-    slope = gradient_of(_ipo, [copied(argument) for argument in arguments], 0)
+    first = (*(torch.tensor(part) for part in parts), beta)
+    slope = gradient_of(_ipo, [copied(argument) for argument in first], 0)
     answer.expect(
-        arguments,
+        first,
         slope,
         {
             "the gradient does not pass: `.item()`, `.detach()` and NumPy cut it off, and a model could not be trained "
@@ -135,8 +136,8 @@ def check_ipo_loss(answer: Answer, fresh: Fresh) -> None:
 def check_speculate(answer: Answer, fresh: Fresh) -> None:
     cases = [([0.8, 0.2], [0.4, 0.6], 1), ([0.8, 0.2], [0.4, 0.6], 0), ([0.5, 0.5], [0.5, 0.5], 0)]
     for size in (3, 5, 8):
-        draft, target = (fresh.probabilities(size, sharpness=1.5).tolist() for _ in range(2))
-        cases.append((draft, target, fresh.random.randrange(size)))
+        first, second = (fresh.probabilities(size, sharpness=1.5).tolist() for _ in range(2))
+        cases.append((first, second, fresh.random.randrange(size)))
     for first, second, token in cases:
         draft, target = (torch.tensor(part, dtype=torch.float64) for part in (first, second))
         draft, target = draft / draft.sum(), target / target.sum()
@@ -244,13 +245,17 @@ def check_best_size(answer: Answer, fresh: Fresh) -> None:
 
 
 def check_join_gradients(answer: Answer, fresh: Fresh) -> None:
-    cases = [([[1.0], [3.0]], [1, 1]), ([[1.0], [3.0]], [3, 1]), ([[0.0, 0.0], [3.0, 1.0]], [0, 4])]
-    cases.append(([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]], [3, 1]))
+    by_hand = [
+        ([[1.0], [3.0]], [1, 1]),
+        ([[1.0], [3.0]], [3, 1]),
+        ([[0.0, 0.0], [3.0, 1.0]], [0, 4]),
+        ([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]], [3, 1]),
+    ]
+    cases = [([torch.tensor(part) for part in lists], counts) for lists, counts in by_hand]
     for processes in (3, 5):
-        gradients = [fresh.normal(2, 3).tolist() for _ in range(processes)]
+        gradients = [fresh.normal(2, 3) for _ in range(processes)]
         cases.append((gradients, [fresh.integer(1, 100) for _ in range(processes)]))
-    for lists, counts in cases:
-        gradients = [torch.tensor(part) for part in lists]
+    for gradients, counts in cases:
         n, total = len(counts), sum(counts)
         weighted = sum(g * c for g, c in zip(gradients, counts, strict=True))
         answer.expect(

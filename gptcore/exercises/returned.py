@@ -113,7 +113,7 @@ def _traces(cells: Iterable[Cell]) -> tuple[set[str], set[str], set[str]]:
     checks: list[tuple[str, str]] = []
     defined: set[str] = set()
     for cell in cells:
-        labels += [match.groups() for one in cell.ids if (match := _ID.fullmatch(one))] + _TITLE.findall(cell.source)
+        labels += [(m[1], m[2]) for one in cell.ids if (m := _ID.fullmatch(one))] + _TITLE.findall(cell.source)
         if cell.is_code:
             checks += _CHECKED.findall(cell.source) if "check" in cell.source else []
             words = {name for match in _DEFINED.findall(cell.source) for name in match}

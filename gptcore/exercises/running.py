@@ -154,6 +154,7 @@ def _in_a_thread(work: Work, seconds: float) -> tuple[str, Any, str]:
     stdin, sys.stdin = sys.stdin, io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         thread.start()
+        assert thread.ident is not None  # it has been started
         thread.join(seconds)
         for _ in range(10):  # a bare `except:` may catch it once or twice
             if not thread.is_alive():

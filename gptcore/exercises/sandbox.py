@@ -80,9 +80,10 @@ def from_json(value: Any) -> Any:
     """
     if not isinstance(value, dict):
         return value
-    kind, data = value["kind"], value.get("data")
+    kind = value["kind"]
     if kind == "blank":
         return Ellipsis
+    data = value["data"]
     if kind == "tensor":
         raw = bytearray(base64.b64decode(data, validate=True))
         dtype, shape = _DTYPES[value["dtype"]], [int(length) for length in value["shape"]]
@@ -173,6 +174,9 @@ class Sandbox:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        assert self.process.stdin is not None  # both are pipes
+        assert self.process.stdout is not None
+        self._pipes = (self.process.stdin, self.process.stdout)
         place = os.fsencode(notebook).decode("utf-8", "surrogateescape")  # as Python there spells its name
         task = {"notebook": place, "numbers": list(numbers), "memory": memory_gb, "seconds": seconds}
         try:
@@ -190,7 +194,7 @@ class Sandbox:
         """
         deadline = time.monotonic() + seconds
         unsent = json.dumps(message).encode() + b"\n"
-        requests, replies = self.process.stdin.fileno(), self.process.stdout.fileno()
+        requests, replies = (pipe.fileno() for pipe in self._pipes)
         os.set_blocking(requests, False)  # a process that does not read shall not stop us
         while unsent or b"\n" not in self._received:
             left = deadline - time.monotonic()
@@ -233,7 +237,7 @@ class Sandbox:
         with contextlib.suppress(OSError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.close()
 
@@ -336,7 +340,7 @@ def _run_cells(notebook: Path, seconds: float) -> tuple[dict[str, Any], int]:
     config.HistoryManager.enabled = False
     shell = InteractiveShell.instance(config=config)
     shell.showtraceback = shell.showsyntaxerror = lambda *_, **__: None
-    shell.enable_gui = lambda *_: None  # what `%matplotlib inline` asks for
+    shell.enable_gui = lambda *_, **__: None  # what `%matplotlib inline` asks for
     sys.path.insert(0, str(notebook.parent))  # for what was handed in beside the notebook
 
     def too_long(*_: Any) -> None:
