@@ -96,6 +96,8 @@ def opened(address: str, name: str, problems: list[str]) -> Iterator[Any]:
         name: of the notebook.
         problems: gets what the console says is wrong, and each request to another host.
     """
+    assert sync_playwright is not None  # who calls this has looked
+    assert expect is not None
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--disable-gpu"]
     arguments += ["--disable-background-networking", "--disable-component-update"]
 

@@ -95,12 +95,14 @@ def state_cost(text: str, stem: str, costs: dict[str, Any]) -> str:
 
 def put_exercises(notebook: nbformat.NotebookNode, chapter: int) -> None:
     """Write a chapter's exercises into its notebook; a cell that is the same as before keeps its output."""
-    new = [nbformat.from_dict(cell) for cell in chapter_cells(chapter)]
     old = {cell.id: cell for cell in notebook.cells}
     of_exercises = re.compile(r"exercises|exercises-imports|(task|exercise|check)-\d+-\d+")
     cells = [cell for cell in notebook.cells if not of_exercises.fullmatch(cell.id)]
     place = next(n for n, cell in enumerate(cells) if cell.source.startswith("## What you have learned"))
-    kept = [old[cell.id] if cell.id in old and old[cell.id].source == cell.source else cell for cell in new]
+    kept = [
+        old[cell["id"]] if cell["id"] in old and old[cell["id"]].source == cell["source"] else nbformat.from_dict(cell)
+        for cell in chapter_cells(chapter)
+    ]
     notebook.cells = cells[:place] + kept + cells[place:]
 
 

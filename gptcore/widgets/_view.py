@@ -100,18 +100,17 @@ class Models:
         model: Decoder | dict[str, Decoder] | None,
         tokenizer: Tokenizer | None,
     ) -> None:
-        if model is not None and tokenizer is None:
-            raise ValueError("a model of your own needs its tokenizer, too: pass both")
-        self._own = {"yours": model} if isinstance(model, Decoder) else model
-        self._tokenizer = tokenizer
         self._loaded: dict[str, tuple[Decoder, Tokenizer]] = {}
-        self.names = list(self._own or (stage for stage in STAGES if stage != "reward"))
+        if model is not None:
+            if tokenizer is None:
+                raise ValueError("a model of your own needs its tokenizer, too: pass both")
+            own = {"yours": model} if isinstance(model, Decoder) else model
+            self._loaded = {name: (decoder, tokenizer) for name, decoder in own.items()}
+        self.names = list(self._loaded or (stage for stage in STAGES if stage != "reward"))
 
     def __getitem__(self, name: str) -> tuple[Decoder, Tokenizer]:
         if name not in self.names:
             raise ValueError(f"there is no model {name!r}: choose one of {', '.join(self.names)}")
-        if self._own:
-            return self._own[name], self._tokenizer
         if name not in self._loaded:
             self._loaded[name] = load_stage(name)
         return self._loaded[name]
@@ -240,16 +239,21 @@ class View(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         self._show_beside(self.static_picture())
 
-    def _show_beside(self, png: bytes | None) -> DisplayHandle:
-        """Show the picture that stands in the view's place, then the view; a handle of the picture."""
+    def _show_beside(self, png: bytes | None) -> DisplayHandle | None:
+        """Show the picture that stands in the view's place, then the view; a handle of the picture if IPython runs."""
         handle = display(in_its_place(self.key, png, self.words()), raw=True, display_id=True)
-        bundle, metadata = super()._repr_mimebundle_()
+        bundle, metadata = self._without_picture()
         display(bundle | {"text/plain": ""}, metadata=metadata, raw=True)  # the picture's output has the words
         return handle
 
+    def _without_picture(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        bundle = super()._repr_mimebundle_(**settings)
+        assert bundle is not None  # anywidget has none only where there is no view
+        return bundle
+
     def _repr_mimebundle_(self, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """View and picture in one output, for whoever asks for that and not for a display."""
-        bundle, metadata = super()._repr_mimebundle_(**settings)
+        bundle, metadata = self._without_picture(**settings)
         return with_picture(bundle, self.static_picture(), self.words()), metadata
 
 

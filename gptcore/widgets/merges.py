@@ -74,15 +74,16 @@ class MergeStepper(View):
     ) -> None:
         self.tokenizer = tokenizer
         super().__init__()
-        self.do_read(text, learn or tokenizer is None)
+        self.do_read(text, learn)
 
     def do_read(self, text: str, learn: bool) -> None:
         """Begin with a text."""
         note = ""
         if len(text) > MOST_CHARACTERS:
             text, note = text[:MOST_CHARACTERS], f"Only the first {MOST_CHARACTERS} characters are read."
+        tokenizer = None if learn else self.tokenizer
         try:
-            merges = learn_merges([text], MOST_MERGES) if learn else self.tokenizer.merges
+            merges = learn_merges([text], MOST_MERGES) if tokenizer is None else tokenizer.merges
         except UnicodeEncodeError as error:
             raise ValueError(f"the text is no valid Unicode: {error}") from error
         pieces = Tokenizer(merges).token_bytes
@@ -95,7 +96,7 @@ class MergeStepper(View):
             shown.append({name: step[name] for name in ("words", "pair", "id", "rank", "count")} | words)
         self.data = {
             "text": text,
-            "learn": learn,
+            "learn": tokenizer is None,
             "choice": self.tokenizer is not None,
             "steps": shown,
             "labels": {str(token): label for token, label in labels.items()},

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -66,7 +66,7 @@ _STAGES: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
 _NO_SHARES = ("base_bits_per_byte", "ppo_kl")
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     """Whether it is a finite number; a report read from JSON may hold NaN, or null in its place."""
     return value is not None and math.isfinite(value)
 
@@ -120,10 +120,9 @@ class PipelineMap(View):
     def __init__(self, report: dict[str, Any] | str | Path | None = None) -> None:
         if report is None:
             report = find_stage("base").with_name("report.json")
-        if not isinstance(report, dict):
-            report = json.loads(Path(report).read_text(encoding="utf-8"))
+        content = report if isinstance(report, dict) else json.loads(Path(report).read_text(encoding="utf-8"))
         super().__init__()
-        self.data = {"stages": pipeline_stages(report)}
+        self.data = {"stages": pipeline_stages(content)}
 
     def static_picture(self) -> bytes:
         """The stages as boxes with their seconds."""

@@ -70,7 +70,7 @@ CONFIG = PPOConfig(iterations=16, rollout_size=64, minibatch_size=16, value_iter
 
 def all_settings() -> list[Setting]:
     """Every combination of the grid."""
-    return [Setting(**dict(zip(GRID, values, strict=True))) for values in product(*GRID.values())]
+    return [Setting(beta, clip, rate, int(ballots)) for beta, clip, rate, ballots in product(*GRID.values())]
 
 
 # --- One run -------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class PPOLab(View):
                 self._graders[ballots] = train_grader(*self._chain, ballots)
         return self._graders[ballots]
 
-    def do_run(self, **setting: float) -> None:
+    def do_run(self, kl_coefficient: float, clip: float, policy_rate: float, ballots: float) -> None:
         """Run a setting now, with other random numbers than the recorded run; the notebook stays usable.
 
         Raises:
@@ -281,7 +281,7 @@ class PPOLab(View):
             raise ValueError("a run is going on: stop it first")
         self._seed += 1
         self._stopped = False
-        chosen = Setting(**setting | {"ballots": int(setting["ballots"])})
+        chosen = Setting(kl_coefficient, clip, policy_rate, int(ballots))
         self.live = {"going": True, "progress": 0.0, "run": None}
         try:
             loop = asyncio.get_running_loop()

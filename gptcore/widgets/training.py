@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from IPython.display import DisplayHandle
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
+from gptcore.decoder import Decoder
 from gptcore.evaluation import mean_loss
 from gptcore.generation import SamplingConfig, generate
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
@@ -148,7 +149,7 @@ class TrainingDashboard(View):
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: Decoder | None = None,
         tokenizer: Tokenizer | None = None,
         held_out: Sequence[tuple[Tensor, Tensor]] = (),
         prompt: str | None = None,
@@ -207,12 +208,16 @@ class TrainingDashboard(View):
         return self.budget.spent / max(self.budget.spent + sum(self.watched.seconds), 1e-9)
 
     def _held_out_loss(self) -> float:
+        assert self.model is not None  # see __init__
         try:
             return mean_loss(self.model, self.held_out)[0]
         finally:
             self.model.train()
 
     def _sample(self) -> str:
+        assert self.model is not None  # see __init__
+        assert self.tokenizer is not None
+        assert self.prompt is not None
         ids = read_as(self.tokenizer, self.prompt, "text")
         config = SamplingConfig(temperature=0.8, max_new_tokens=40)
         try:
@@ -230,7 +235,9 @@ class TrainingDashboard(View):
             "rate": seen.factors,
             "norm": seen.norms,
         }
-        shown = {name: list(zip(steps, rounded(thinned(values), 4), strict=True)) for name, values in curves.items()}
+        shown: dict[str, Any] = {
+            name: list(zip(steps, rounded(thinned(values), 4), strict=True)) for name, values in curves.items()
+        }
         self.data = shown | {
             "held_out": [(step, round(loss, 4)) for step, loss in seen.held_out],
             "samples": seen.samples[-3:],
