@@ -42,15 +42,14 @@ CELLS = [
     "MaskInspector(tokenizer)",
     "from gptcore.decoder import Decoder, DecoderConfig\n"
     "from gptcore.training import Trainer, TrainingConfig, sample_windows, generator_for\n"
-    "from gptcore.corpus import pretraining_documents\n"
-    "from gptcore.chain import documents_as_tokens\n"
+    "from gptcore.corpus import documents_as_tokens, pretraining_documents\n"
     "ids = documents_as_tokens(tokenizer, pretraining_documents(0), 20_000)\n"
     "small = Decoder(DecoderConfig(tokenizer.vocabulary_size, context_length=64, layers=1, width=64, heads=2))\n"
     "dashboard = TrainingDashboard(small, tokenizer, held_out_batches((ids, ids), 4, 64), 'The capital', 512)\n"
     "_ = Trainer(small, lambda i: sample_windows(ids, ids, 8, 64, generator_for(i)), TrainingConfig(150)).run([dashboard])",
     "ChatWindow()",
-    "from gptcore.corpus import fact_prompts\nfrom gptcore.finetuning import encode_answer, encode_prompt\n"
-    "from gptcore.reward import Ballot\n"
+    "from gptcore.questions import fact_prompts\nfrom gptcore.finetuning import encode_answer, encode_prompt\n"
+    "from gptcore.ballots import Ballot\n"
     "pairs = [Ballot(p, encode_prompt(tokenizer, p.question), [encode_answer(tokenizer, t) for t in (p.references[0], "
     "'Bananas.')], []) for p in fact_prompts('train', 'en', 'train')[:3]]\n"
     "voting = PreferenceLabels(pairs, tokenizer, 'votes.json')\nvoting",

@@ -422,7 +422,7 @@ def test_every_kind_of_entity_is_in_every_known_part():
 
 def test_the_division_is_the_same_in_a_fresh_process():
     script = (
-        "import json; from gptcore.corpus import split_entities\n"
+        "import json; from gptcore.atlas import split_entities\n"
         "print(json.dumps({name: [e.names for e in part] for name, part in split_entities().items()}))"
     )
     here = {name: [entity.names for entity in part] for name, part in split_entities().items()}
