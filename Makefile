@@ -1,4 +1,4 @@
-.PHONY: help lab test unit format notebooks bench models records pictures costs everything
+.PHONY: help lab style test unit format notebooks bench models records pictures costs everything
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -24,23 +24,24 @@ help:  ## say what can be made
 lab: .venv/ready  ## open the course
 	.venv/bin/jupyter lab notebooks/00_welcome.ipynb
 
-unit: .venv/ready  ## style, and the tests that are not marked slow (under three minutes)
+style: .venv/ready  ## the style of the code, and whether its annotations are true (pyright)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+unit: style  ## style, and the tests that are not marked slow (under three minutes)
 	.venv/bin/python -m pytest -m "not slow" tests
 
 format: .venv/ready  ## mend the style of the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-test: .venv/ready  ## style, all tests, every notebook, that each was run
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+test: style  ## style, all tests, every notebook, that each was run
 	.venv/bin/python -m pytest tests
 	.venv/bin/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 notebooks
 	.venv/bin/python tools/check_notebooks.py
 
-notebooks: .venv/ready  ## write what notebooks have from elsewhere, run each and store its outputs (10 to 13 minutes)
+notebooks: .venv/ready no_own_run  ## write what notebooks have from elsewhere, run each and store its outputs (10 to 13 minutes)
 	.venv/bin/python tools/prepare_notebooks.py
 	.venv/bin/python tools/execute_notebooks.py
 	.venv/bin/python tools/prepare_notebooks.py  # again: their heads state what they have just cost

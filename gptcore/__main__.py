@@ -69,8 +69,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     folder = arguments.out
     if folder is None:
         folder = find_stage("ppo").parent
-    report = evaluate_folder(folder)
-    print(f"models of {folder}")
+    report = evaluate_folder(folder, arguments.part)
+    print(f"models of {folder}, asked the {arguments.part} questions")
     print(as_table(report))
     if arguments.json:
         print(json.dumps(report["scores"]))
@@ -131,6 +131,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("evaluate", help="score the models of a folder on held-out questions")
     command.add_argument("--out", type=Path, help="folder of the models (default: your own run, else the shipped one)")
+    command.add_argument(
+        "--part", choices=("test", "validation"), default="test", help="validation, to choose by (default: test)"
+    )
     command.add_argument("--json", action="store_true", help="print the scores as JSON, too")
     command.set_defaults(run=evaluate)
 

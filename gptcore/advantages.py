@@ -1,8 +1,8 @@
 """Advantages: how much better than expected a choice turned out.
 
-PPO spreads an answer's reward over its tokens and compares it with what a value model expected (`token_rewards`,
-`generalised_advantages`); GRPO and REINFORCE compare whole answers to the same prompt with each other. Built step by
-step in notebooks/10_rlhf_ppo.ipynb and notebooks/12_beyond.ipynb.
+PPO looks at tokens: `token_rewards` says what each earned, and generalised advantage estimation (GAE) compares what
+came from there on with what a value model expected. GRPO and REINFORCE compare whole answers to the same prompt with
+each other. Built step by step in notebooks/10_rlhf_ppo.ipynb and notebooks/12_beyond.ipynb.
 
 Letters: `N` answers; `P` prompts with `G` answers each. Shapes and mask of per-token tensors are those of `rollouts`:
 `(N, T - 1)`, column t is about the choice of token t + 1.
@@ -22,7 +22,7 @@ def token_rewards(
     """What each choice earned: the KL penalty everywhere, the score at the answer's last token.
 
     Args:
-        scores: `(N,)` grades of the answers.
+        scores: `(N,)` what the whole answers got, `Rollout.scores`.
         log_probabilities: `(N, T - 1)` of the sampled tokens under the policy that drew them.
         reference: `(N, T - 1)` the same under the frozen reference.
         mask: `(N, T - 1)` bool.
@@ -31,6 +31,7 @@ def token_rewards(
     Returns:
         `(N, T - 1)`, 0 outside the mask.
     """
+    # Unlike k3 (`rollouts.kl_estimate`) the plain difference may be negative; its mean is the KL all the same.
     rewards = -kl_coefficient * (log_probabilities - reference)
     # The last choice of an answer is the last True in its row.
     last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
@@ -43,7 +44,7 @@ def generalised_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation, equations 11 to 16 of arXiv 1506.02438.
 
-    delta_t = r_t + discount V_{t+1} - V_t, A_t = delta_t + discount smoothing A_{t+1}; V and A are 0
+    delta_t = r_t + discount * V_{t+1} - V_t, A_t = delta_t + discount * smoothing * A_{t+1}; V and A are 0
     after the end.
 
     Args:
@@ -131,7 +132,7 @@ def leave_one_out_advantages(scores: Tensor) -> Tensor:
 
 
 def check_group(size: int) -> None:
-    """Whether so many answers can be compared.
+    """Refuse a group in which there is nothing to compare.
 
     Raises:
         ValueError: if there are fewer than two.

@@ -7,7 +7,7 @@ dot-product attention, rotary positions, the key-value cache of generation, and
 
 Axis letters, the same in the whole package: `B` batch, `T` time (query positions), `S` time of
 the keys (equal to `T` without a cache), `C` channels (the width of the model), `H` heads,
-`D` head size (`C / H`), `V` vocabulary.
+`D` head size (`C / H`), `V` vocabulary. With grouped queries keys and values have fewer heads, `K` instead of `H`.
 
 Built step by step in notebooks/01_attention.ipynb and notebooks/02_multi_head_attention.ipynb.
 Papers: "Attention Is All You Need" (arXiv 1706.03762), "RoFormer" for rotary positions
@@ -74,14 +74,14 @@ def scaled_dot_product_attention(
 
 
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, trained: bool) -> Tensor:
-    """The output of `scaled_dot_product_attention` by torch's fused kernel, which keeps no `(T, S)` matrix.
+    """The output of attention by torch's fused kernel, which keeps no `(T, S)` matrix.
 
     Args:
         query: `(B, H, T, D)`.
         key, value: `(B, H, S, D)`.
         mask: bool, broadcastable to `(B, H, T, S)`; None means causal, for T = S or T = 1.
-        trained: whether a backward pass may follow. In half precision a CPU takes four times as long for it as in
-            float32, which is used instead.
+        trained: whether it is a computation that training does, with or without its backward pass: on a CPU that pass
+            takes four times as long in half precision as in float32, which is used instead, for equal results.
 
     Returns:
         `(B, H, T, D)`, in the queries' dtype.
@@ -100,7 +100,7 @@ def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> 
     Args:
         positions: `(..., T)` integers.
         head_size: `D`, even; features `i` and `i + D / 2` are a pair and turn by the same angle.
-        base: the slowest pair turns once in about `2 pi base` positions.
+        base: pair i turns by `base^(-2 i / D)` radians a position.
 
     Returns:
         two tensors `(..., T, D)`, float32; the sine is negative for the first feature of each pair.
@@ -146,7 +146,9 @@ class KeyValueCache:
         self._values: dict[int, Tensor] = {}
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values `(B, H, T, D)` of `T` new positions; return all `(B, H, S, D)`.
+        """Store the keys and values `(B, K, T, D)` of `T` new positions; return all `(B, K, S, D)`.
+
+        The layers of a model must call it in their order: with the last one's call the positions count as read.
 
         Raises:
             ValueError: if the cache is full.
@@ -170,7 +172,7 @@ class KeyValueCache:
 
 
 def check_heads(width: int, heads: int, key_value_heads: int) -> None:
-    """Whether so many heads fill the width and share the keys and values evenly.
+    """Refuse numbers of heads that do not fill the width, or do not share the keys and values evenly.
 
     Raises:
         ValueError: if they do not.
@@ -187,7 +189,7 @@ def check_heads(width: int, heads: int, key_value_heads: int) -> None:
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions side by side, each with its own queries, keys and values.
+    """Several attentions side by side, each with its own queries; keys and values may be shared.
 
     Args:
         width: channels `C` of input and output.
@@ -242,10 +244,11 @@ class MultiHeadAttention(nn.Module):
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            key, value = cache.extend(self.layer, key, value)  # (B, H, S, D)
+            key, value = cache.extend(self.layer, key, value)  # (B, K, S, D)
         if self.key_value_heads < self.heads:
-            group = self.heads // self.key_value_heads
-            key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+            # Neighbouring query heads share a key; repeated after the cache, which stays small.
+            shared = self.heads // self.key_value_heads
+            key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)  # (B, H, S, D)
         S = key.shape[2]
         if mask is None and (return_weights or 1 < T < S):  # the fused kernel would take the first T keys for the last
             mask = causal_mask(T, S, x.device)

@@ -1,8 +1,8 @@
 """Ballots: answers to one prompt, compared in pairs by simulated voters.
 
 The voters see the gold score and vote by it, with noise (Bradley and Terry 1952); what is trained sees the votes only.
-Some answers are the model's own, others are written, flaws included: a reward model that never saw an answer of some
-kind grades it at random. Built step by step in notebooks/09_reward_model.ipynb.
+Some answers are the model's own, others are written, flaws included. Built step by step in
+notebooks/09_reward_model.ipynb.
 """
 
 import math
@@ -78,7 +78,7 @@ def _other_talk(language: Language) -> list[list[str]]:
 def _false_answer(prompt: Prompt, entity: Entity, rng: random.Random) -> str:
     """An answer of any style about the wrong thing, or with the wrong value; about an unknown entity, all values are.
 
-    To speak of something else is what a model learns that is graded by how sure its sentences sound.
+    Without the former, a policy would learn to speak of something else: such sentences sound sure, and are true.
     """
     relations = [prompt.relation] if prompt.relation else list(entity.facts)
     if rng.random() < 0.5:
@@ -166,10 +166,10 @@ def votes_of(ballots: Sequence[Ballot]) -> tuple[list[int], list[int]]:
     return [winner for winner, _ in votes], [loser for _, loser in votes]
 
 
-B = TypeVar("B", bound=Ballot)
+AnyBallot = TypeVar("AnyBallot", bound=Ballot)
 
 
-class BallotBatches(Generic[B]):
+class BallotBatches(Generic[AnyBallot]):
     """Makes batch number `i` of the votes on some ballots; each epoch in a fresh order.
 
     Args:
@@ -181,7 +181,7 @@ class BallotBatches(Generic[B]):
         ValueError: if there are too few ballots for a batch, or no votes on any.
     """
 
-    def __init__(self, ballots: Sequence[B], batch_size: int, seed: int) -> None:
+    def __init__(self, ballots: Sequence[AnyBallot], batch_size: int, seed: int) -> None:
         self.ballots, self.batch_size, self.seed = ballots, batch_size, seed
         self.per_epoch = len(ballots) // batch_size
         if self.per_epoch == 0:
@@ -191,7 +191,7 @@ class BallotBatches(Generic[B]):
         self._epoch = -1
         self._batches: list[list[int]] = []
 
-    def __call__(self, step: int) -> list[B]:
+    def __call__(self, step: int) -> list[AnyBallot]:
         epoch = step // self.per_epoch
         if epoch != self._epoch:
             order = torch.randperm(len(self.ballots), generator=generator_for(self.seed, epoch), device="cpu").tolist()

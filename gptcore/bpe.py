@@ -44,6 +44,9 @@ def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
     return merged
 
 
+_BORDER, _GONE = -1, -2  # in place of an id
+
+
 class _Row:
     """Tokens in a row, of which two neighbours can be replaced by one without touching the others.
 
@@ -80,9 +83,6 @@ class _Row:
         return left, right
 
 
-_BORDER, _GONE = -1, -2
-
-
 def learn_merges(texts: Iterable[str], new_tokens: int, after_merge: Callable[[], object] = lambda: None) -> list[Pair]:
     """Byte-pair encoding, algorithm 1 of arXiv 1508.07909, on bytes.
 
@@ -97,7 +97,7 @@ def learn_merges(texts: Iterable[str], new_tokens: int, after_merge: Callable[[]
         after_merge: called after each merge, for a progress bar.
 
     Returns:
-        the merges in order. Each new token gets the next id, from 256 on.
+        the merges in order. Each new token gets the next id, from 256 on; a merge that spells a token again, none.
     """
     word_counts = Counter(word for text in texts for word in split_words(text))
     row = _Row(word.encode() for word in word_counts)

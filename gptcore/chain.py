@@ -31,7 +31,7 @@ from gptcore.interruption import Interruptible, Stopwatch
 from gptcore.machine import choose_device, describe_machine
 from gptcore.parallel import leave_processes, rank, wait_for_all
 from gptcore.ppo import PPO
-from gptcore.questions import PromptSource
+from gptcore.questions import Part, PromptSource
 from gptcore.recipe import Recipe, finetuning_stream, replay_batches, text_batches, train_tokenizer
 from gptcore.reward import RewardModel, train_reward_model
 from gptcore.runs import RunFolder, read_report, require_models
@@ -106,11 +106,12 @@ class Chain(Interruptible):
 
     @cached_property
     def folder(self) -> RunFolder:
-        """The folder of the run, and what tells it from others; of a text what it says, for a path has many spellings."""
+        """The folder of the run, and what tells it from others; of a text its contents, as a path may be spelled anyhow."""
         path = content = None
         if self.text is not None:
             path, content = str(self.text.absolute()), hashlib.sha256(self._own_text.encode()).hexdigest()
         identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, "text": path, "text_sha256": content}
+        identity["recipe"] = hashlib.sha256(repr(self.recipe).encode()).hexdigest()[:16]
         return RunFolder(self.out, identity, self.report)
 
     @cached_property
@@ -220,8 +221,8 @@ class Chain(Interruptible):
         self.report["ppo_history"] = [entry._asdict() for entry in ppo.history]
         return policy
 
-    def score(self, tokenizer: Tokenizer, models: Sequence[Any]) -> None:
-        """Let the models of the stages sit their exams, and put scores and intervals into the report."""
+    def score(self, tokenizer: Tokenizer, models: Sequence[Any], part: Part = "test") -> None:
+        """Let the models of the stages sit the exams of a part, and put scores and intervals into the report."""
         if self.text is not None:
             bits = base_score(models[0], tokenizer, self.seed, self._own_ids(tokenizer)[1])
             self.report["scores"] = {"base_bits_per_byte": bits}
@@ -233,12 +234,16 @@ class Chain(Interruptible):
                 self.stop_if_requested()
 
             base, sft, reward_model, ppo = models
-            scores = score_chain(tokenizer, base, sft, reward_model, ppo, self.seed, after_exam)
+            scores = score_chain(tokenizer, base, sft, reward_model, ppo, self.seed, part, after_exam)
             self.report["scores"], self.report["intervals"] = scores
 
 
-def evaluate_folder(folder: Path) -> dict[str, Any]:
+def evaluate_folder(folder: Path, part: Part = "test") -> dict[str, Any]:
     """Score the models of a run anew; whether it was scored before does not matter.
+
+    Args:
+        folder: of the run.
+        part: `validation` for choosing a recipe, `test` for reporting what came of it.
 
     Returns:
         a report as `Chain.run` gives it, with the stages of the run's own report.
@@ -258,5 +263,5 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
         run.folder.compare()
     models = [load_model(folder / f"{stage}.safetensors", tokenizer)[0] for stage in stages]
     report["parameters"] = sum(parameter.numel() for parameter in models[0].parameters())
-    run.score(tokenizer, models)
+    run.score(tokenizer, models, part)
     return report

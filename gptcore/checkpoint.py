@@ -145,7 +145,8 @@ def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | Reward
         raise CheckpointError(f"{path} holds no model but the state of an unfinished run")
     if values["tokenizer"] != tokenizer.fingerprint:
         raise CheckpointError(
-            f"{path} was trained with another vocabulary than the tokenizer.json given: keep the files of one run together"
+            f"{path} was trained with another vocabulary than the tokenizer.json given: "
+            "keep the files of one run together"
         )
     check_plain(tensors)
     try:
@@ -160,7 +161,7 @@ def load_model(path: str | Path, tokenizer: Tokenizer) -> tuple[Decoder | Reward
 
 
 def model_folder() -> Path:
-    """The folder of the models that are used where none is named: the reader's own run if it is whole, else the shipped.
+    """The folder of the models used where none is named: the reader's own run if it is whole, else the shipped one.
 
     A family is never mixed: models of two runs have different vocabularies, or the same one and other weights.
     Which one it is, if there is a choice, is said once on the error stream.
@@ -215,7 +216,7 @@ def load_stage(stage: Literal["reward"], folder: str | Path | None = None) -> tu
 @overload
 def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Any, Tokenizer]: ...
 def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | RewardModel, Tokenizer]:
-    """The model of a stage and its tokenizer, from where `find_stage` finds them; errors as there and in `load_model`."""
+    """The model of a stage and its tokenizer, where `find_stage` finds them; errors as there and in `load_model`."""
     path = find_stage(stage, folder)
     tokenizer = Tokenizer.load(path.with_name("tokenizer.json"))
     return load_model(path, tokenizer)[0], tokenizer

@@ -118,7 +118,7 @@ def with_leading_space(text: str) -> str:
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text of its own: the end-of-text token, by which the model knows that something new begins, and the text.
+    """Ids of a text of its own: the end-of-text token, which says that something new begins, and the text.
 
     The space before the first word is easily forgotten and its lack never noticed: the loss is only a little higher.
     """

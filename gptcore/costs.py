@@ -3,8 +3,7 @@
 `assets/benchmarks/costs.json` holds, for two profiles of machine, the seconds of every chapter and stage, and
 beside them the seconds of one unit of work. The same unit, measured here, tells how this machine compares. Parts
 of the work do not slow down alike (a matrix product much more than a plot), so each cost has its own exponent, from
-its two measurements. Used in
-notebooks/00_welcome.ipynb.
+its two measurements. Used in notebooks/00_welcome.ipynb.
 """
 
 import json

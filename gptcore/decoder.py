@@ -2,8 +2,7 @@
 
 A stack of layers; each lets the tokens exchange information (attention) and then thinks about
 what it gathered (feed-forward), adding both to a residual stream. Built step by step in
-notebooks/03_decoder.ipynb. Two presets, each a published
-architecture, so that real weights load into it:
+notebooks/03_decoder.ipynb. Two presets, each a published architecture, so that real weights load into it:
 
 - `gpt2` (Radford et al. 2019): layer norm, GELU, learned positions, the head tied to the embedding.
 - `llama` (arXiv 2302.13971): RMSNorm (1910.07467), rotary positions, SwiGLU (2002.05202), no biases.

@@ -1,6 +1,7 @@
 """The exam: the questions behind every score of the course, and the scores.
 
-The questions are the same in every run. Those of `validation` are for choosing, those of `test` for reporting; who
+The questions are the same in every run, but for the pairs of answers that the reward model is asked about: those
+depend on the seed. Those of `validation` are for choosing, those of `test` for reporting; who
 chooses by the latter has no exam left. Shares come with 95 % intervals. Sat first in notebooks/07_evaluation.ipynb.
 """
 
@@ -97,7 +98,7 @@ def base_score(base: Decoder, tokenizer: Tokenizer, seed: int, held_out: Sequenc
 
 
 def answer_scores(model: Decoder, tokenizer: Tokenizer, part: Part = "test") -> dict[str, list[float]]:
-    """Right or wrong, question by question: `heldout_exact_en`, `_zh`, `unknown_honest`, `known_refused`."""
+    """Yes or no, question by question: `heldout_exact_en`, `_zh`, `unknown_honest` are good, `known_refused` is not."""
     questions = exam(part)
     scores: dict[str, list[float]] = {"known_refused": []}
     for language in LANGUAGES:
@@ -151,6 +152,7 @@ def score_chain(
     reward_model: RewardModel,
     ppo: Decoder,
     seed: int,
+    part: Part = "test",
     after_exam: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
     """Let all models of a chain sit their exams.
@@ -159,6 +161,7 @@ def score_chain(
         tokenizer: of all of them.
         base, sft, reward_model, ppo: the models.
         seed: of the run.
+        part: `validation` for choosing, `test` for reporting.
         after_exam: called after each of the six exams, for a progress bar.
 
     Returns:
@@ -168,17 +171,17 @@ def score_chain(
     after_exam()
     shares: dict[str, Sequence[float]] = {}
     for name, model in (("sft", sft), ("ppo", ppo)):
-        shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer).items()}
+        shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer, part).items()}
         after_exam()
     # What the chain translates with in the end.
-    shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer)
+    shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer, part)
     after_exam()
-    ballots = list(collect_ballots(sft, tokenizer, PromptSource("test"), 300, seed + 1_000_000))
+    ballots = list(collect_ballots(sft, tokenizer, PromptSource(part), 300, seed + 1_000_000))
     shares["reward_pair_accuracy"] = pair_accuracy(reward_model, tokenizer, ballots)
     after_exam()
-    shares["ppo_gold_win_rate"], ppo_gold, sft_gold = wins(ppo, sft, tokenizer, seed=seed)
+    shares["ppo_gold_win_rate"], ppo_gold, sft_gold = wins(ppo, sft, tokenizer, part, seed)
     after_exam()
-    kl = heldout_kl(ppo, sft, tokenizer, seed=seed)
+    kl = heldout_kl(ppo, sft, tokenizer, part, seed)
     intervals = {}
     for name, values in shares.items():
         result = share(values)

@@ -55,12 +55,17 @@ def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
     return [*tokenizer.encode(with_leading_space(answer)), tokenizer.special[END]]
 
 
+def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of generated ids, without the space that the template puts first."""
+    return tokenizer.decode(ids).strip()
+
+
 def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
     """Ids of a whole conversation and the target at each position.
 
     Returns:
-        ids, and as many targets: the id itself where the assistant speaks (its end token
-        included), `IGNORED` elsewhere. Shifting by one is left to who cuts the batches.
+        ids, and as many targets, which are the loss mask: the id itself where the assistant speaks (its end
+        token included), `IGNORED` elsewhere. `training.sample_windows` shifts them by one.
     """
     ids = [tokenizer.special[END_OF_TEXT]]
     targets = [IGNORED]
@@ -88,7 +93,7 @@ def pack(
         tokenizer: of the model.
         conversations: an endless source.
         documents: an endless source of pretraining text.
-        replayed: the rng that the next piece is a document, between 0 and 1.
+        replayed: probability that the next piece is a document.
         count: how many ids to return.
         seed: of the order.
 
@@ -108,11 +113,6 @@ def pack(
             ids += more_ids
             targets += more_targets
     return torch.tensor(ids[:count], device="cpu"), torch.tensor(targets[:count], device="cpu")
-
-
-def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids, without the space that the template puts first."""
-    return tokenizer.decode(ids).strip()
 
 
 @torch.no_grad()

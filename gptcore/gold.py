@@ -1,14 +1,14 @@
 """The gold score: a program that knows the atlas's facts judges an answer as a careful reader would.
 
-It is the course's ground truth. Training never sees it: simulated voters look at it, with noise, to compare answers
-(`ballots`), and exams report it. In all chapters *gold* is this truth, *reward* what the reward model gives. Used
+It is the course's ground truth. Training never sees it but through the noisy votes of simulated voters (`ballots`);
+exams report it. In all chapters *gold* is this truth, *reward* what the reward model gives. Used
 first in notebooks/07_evaluation.ipynb.
 """
 
 from typing import NamedTuple
 
 from gptcore.atlas import LANGUAGES, Entity, Language, wordings
-from gptcore.questions import Prompt
+from gptcore.questions import Prompt, statements
 
 
 class Verdict(NamedTuple):
@@ -81,8 +81,7 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
 
 def _statements(entity: Entity, relation: str) -> list[str]:
     """All sentences of both languages that state a fact as the atlas has it."""
-    wording = wordings()["relations"][relation]
-    return [entity.sentence(relation, lang, template) for lang in LANGUAGES for template in wording[lang]["statements"]]
+    return [sentence for language in LANGUAGES for sentence in statements(entity, relation, language)]
 
 
 def _only_true_sentences(entity: Entity, core: str) -> bool:

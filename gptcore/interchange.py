@@ -101,7 +101,7 @@ class _Place(NamedTuple):
     ours: str
     theirs: str
     transposed: bool
-    """Whether their matrix is ours turned round."""
+    """Whether their matrix is ours turned round: GPT-2 keeps (inputs, outputs)."""
     third: int | None = None
     """Which third of their matrix it is, if they have queries, keys and values in one."""
 

@@ -1,6 +1,8 @@
 """Ctrl-C, and going on afterwards: a long run that stops after a whole step and saves its state.
 
-No chapter is about it; the chain is long enough to need it.
+The handler (in `__main__`) calls `stop`; the callback of `run_resumably` saves tensors and values after the step; the
+next run passes over the stages that are done and gives the state back to the loop, whose batches follow from their
+number. No chapter is about it; the chain is long enough to need it.
 """
 
 import time
@@ -19,7 +21,7 @@ from gptcore.training import StepReport
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; what was done is saved."""
+    """Ctrl-C; what was done is saved up to the last step, or, if it was pressed twice, the last half minute."""
 
 
 class Resumable(Protocol):
@@ -48,7 +50,7 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """Those of this run and of the earlier ones."""
         return self.before + time.perf_counter() - self.start
 
 
@@ -78,7 +80,7 @@ class Interruptible:
             raise Interrupted
 
     def stop_if_requested(self) -> None:
-        """Where to stop is safe.
+        """Called where nothing is lost by stopping.
 
         Raises:
             Interrupted: if a stop was requested.

@@ -1,10 +1,9 @@
 """The loss: how surprised the model is by the tokens that come.
 
-`language_model_loss` is what pretraining and fine-tuning lower; built step by step in
-notebooks/05_pretraining.ipynb. Targets that are
-`IGNORED` do not count: so fine-tuning leaves out what the user says. The rest of the module makes the head, the
-widest matrix of a small model, affordable: `head_cross_entropy` is `cross_entropy` of its logits without storing
-them, an optional reading.
+`language_model_loss` is what pretraining and fine-tuning lower; built step by step in notebooks/05_pretraining.ipynb.
+Targets that are `IGNORED` do not count: so fine-tuning leaves out what the user says. The rest of the module makes the
+head, the widest matrix of a small model, affordable: `head_cross_entropy` is `cross_entropy` of its logits without
+storing them, an optional reading.
 """
 
 from typing import Any

@@ -2,7 +2,8 @@
 
 All of the course runs on an ordinary CPU, and faster where there is more: a processor that multiplies in
 bfloat16, or a GPU. Every notebook and every command calls `set_threads` first; `describe_machine` says for a
-record what was chosen. Half precision is built in notebooks/06_training_tricks.ipynb. Papers: mixed precision (arXiv 1710.03740).
+record what was chosen. Half precision is built in notebooks/06_training_tricks.ipynb. Paper: mixed precision
+(arXiv 1710.03740).
 """
 
 import ctypes
@@ -85,7 +86,7 @@ def autocast(precision: Precision | None = None, rows: int | None = None) -> Abs
 
 
 def in_own_dtype(method: Method) -> Method:
-    """Let a method of a model compute in the dtype of its weights if that is not float32, for which autocast is made."""
+    """Let a method of a model compute in the dtype of its weights, if it is not float32: autocast is for that alone."""
 
     @wraps(method)
     def computed(self: nn.Module, *args: Any, **settings: Any) -> Tensor:
@@ -115,7 +116,7 @@ def cores() -> int:
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Cores' worth of time that Linux grants this process's control groups (`docker --cpus`); infinite if no limit is set."""
+    """Cores' worth of time that Linux grants this process's groups (`docker --cpus`); infinite if no limit is set."""
     quotas = [math.inf]
     for line in _lines(own):
         # "0::/a/b" in version 2, "4:cpu,cpuacct:/a/b" in version 1; a limit may stand at any level above.

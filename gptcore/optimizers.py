@@ -103,7 +103,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; in bf16 where that is fast, whatever the precision of the run."""
         dtype = torch.bfloat16 if choose_precision() == "bf16" else torch.float32
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
@@ -117,10 +117,10 @@ class Muon(torch.optim.Optimizer):
                     if "momentum" not in state:
                         state["momentum"] = torch.zeros_like(parameter)
                     buffer = state["momentum"]
-                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    buffer.lerp_(gradient, 1 - group["momentum"])  # then Nesterov's look ahead
                     updates.append(gradient.lerp(buffer, group["momentum"]))
                 directions = orthogonalise(torch.stack(updates).to(dtype))
-                # A tall matrix needs a longer step for the same change of its output.
+                # A tall matrix has more outputs than inputs and needs a longer step to change each as much.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (parameter, _), direction in zip(pairs, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])

@@ -44,7 +44,7 @@ def wait_for_all() -> None:
 
 
 def average_over_processes_(tensor: Tensor) -> Tensor:
-    """Replace a tensor by its mean over all processes, in place; each of them must come here, or the others wait for ever."""
+    """Replace a tensor by its mean over all processes, in place; each must come here, or the others wait for ever."""
     if processes() > 1:
         dist.all_reduce(tensor)
         tensor /= processes()

@@ -14,6 +14,7 @@ import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from gptcore.optimizers import (
     scaler_state,
     schedule_factor,
 )
+from gptcore.reward import RewardModel
 from gptcore.rollouts import PolicyTrainer, Rollout, in_batches, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
 from gptcore.training import generator_for
@@ -120,7 +122,7 @@ class Diagnostics(NamedTuple):
     entropy: float
     """Of the next-token distribution, in nats; estimated by the mean of -log p of the tokens drawn."""
     approximate_kl: float
-    """Half the mean squared change of the log-probabilities by this iteration's updates."""
+    """Half the mean squared change of the log-probabilities since the rollout, as each update finds it (estimator k2)."""
     clip_fraction: float
     """Share of tokens whose ratio left the clip range, whether or not the advantage made the clip act."""
     explained_variance: float
@@ -138,9 +140,18 @@ class Diagnostics(NamedTuple):
 # --- The loop ------------------------------------------------------------------------------------
 
 
+def value_of_choices(value_model: RewardModel, tokens: Tensor, _: Tensor) -> Tensor:
+    """What the value model expects at each choice: tokens `(N, T)` to `(N, T - 1)`."""
+    return value_model.values(tokens[:, :-1])
+
+
 @dataclass
 class PPO(PolicyTrainer):
-    """The loop: roll out, grade, update. Can be stopped after any iteration and go on exactly."""
+    """The loop: roll out, grade, update. Can be stopped after any iteration and go on exactly.
+
+    Policy and value model share no parameters, so that the value loss needs no coefficient; entropy has no bonus: the
+    KL to the reference keeps the policy from saying always the same.
+    """
 
     config: PPOConfig = PPOConfig()
     """Every number of PPO."""
@@ -160,10 +171,9 @@ class PPO(PolicyTrainer):
         config = self.config
         rng = random.Random(f"ppo {config.seed} {iteration}")
         rollout = self.answer_and_grade(rng, iteration, config.rollout_size, temperature=config.temperature)
-        value_model, parts = self.value_model, (rollout.tokens, rollout.lengths, rollout.mask)
-        values = in_batches(
-            lambda tokens, _: value_model.values(tokens[:, :-1].to(value_model.device)), *parts, config.minibatch_size
-        )
+        padded = rollout.tokens, rollout.lengths, rollout.mask
+        with self.clock("scoring_seconds"):
+            values = in_batches(value_of_choices, self.value_model, padded, config.minibatch_size)
         order = rollout.lengths.argsort(stable=True)
         return Rollout(*(part[order] for part in rollout._replace(values=values)))
 
@@ -185,20 +195,22 @@ class PPO(PolicyTrainer):
             factor = schedule_factor(iteration, config.iterations, "linear", decay_share=1.0)
             self.policy_optimizer.param_groups[0]["lr"] = config.policy_rate * factor
             self.value_optimizer.param_groups[0]["lr"] = config.value_rate * factor
-            changes: list[tuple[float, float]] = []
+            minibatches = batches_by_length(rollout.lengths, config.minibatch_size)
+            train_policy = iteration >= config.value_iterations
+            approximate_kls, clip_fractions = [], []
             for epoch in range(config.epochs):
-                minibatches = batches_by_length(rollout.lengths, config.minibatch_size)
                 generator = generator_for(config.seed, iteration, epoch)
                 for index in torch.randperm(len(minibatches), generator=generator, device="cpu"):
-                    train_policy, replay_step = iteration >= config.value_iterations, iteration * 1000 + len(changes)
-                    changes.append(
-                        self.update(rollout, advantages, returns, minibatches[index], train_policy, replay_step)
+                    replay_step = iteration * 1000 + len(clip_fractions)  # another one at each update
+                    approximate_kl, clip_fraction = self.update(
+                        rollout, advantages, returns, minibatches[index], train_policy, replay_step
                     )
-            approximate_kl, clip_fraction = (sum(part) / len(changes) for part in zip(*changes, strict=True))
+                    approximate_kls.append(approximate_kl)
+                    clip_fractions.append(clip_fraction)
         return Diagnostics(
             iteration=iteration,
-            approximate_kl=approximate_kl,
-            clip_fraction=clip_fraction,
+            approximate_kl=mean(approximate_kls),
+            clip_fraction=mean(clip_fractions),
             explained_variance=explained_variance(rollout.values, returns, rollout.mask),
             kl_coefficient=config.kl_coefficient,
             **rollout.statistics(),
@@ -224,7 +236,7 @@ class PPO(PolicyTrainer):
             replay_step: number of the pretraining batch that is mixed in.
 
         Returns:
-            approximate KL and clip fraction.
+            approximate KL and clip fraction, before the step of the policy; 0 while it does not learn.
         """
         config = self.config
         columns = rollout.mask, rollout.log_probabilities, rollout.values, advantages, returns
@@ -232,17 +244,18 @@ class PPO(PolicyTrainer):
         tokens, mask, old, old_values, advantages, returns = (part.to(self.policy.device) for part in parts)
         # One model after the other: only one set of activations is in memory at a time.
         with autocast():
-            values = self.value_model.values(tokens[:, :-1])
+            values = value_of_choices(self.value_model, tokens, mask)
         loss = value_loss(values, old_values, returns, mask, config.clip)
         self._step(self.value_model, loss, self.value_optimizer, self.value_scaler)
-        with autocast(), torch.set_grad_enabled(train_policy):
+        if not train_policy:
+            return 0.0, 0.0
+        with autocast():
             new = token_log_probabilities(self.policy, tokens, mask, config.temperature)
-        if train_policy:
-            loss = self.with_replay(policy_loss(new, old, advantages, mask, config.clip), replay_step)
-            self._step(self.policy, loss, self.policy_optimizer, self.policy_scaler)
-        change = (new - old).detach()
-        clipped = (change.exp() - 1).abs() > config.clip
-        return 0.5 * masked_mean(change**2, mask).item(), masked_mean(clipped.float(), mask).item()
+        loss = self.with_replay(policy_loss(new, old, advantages, mask, config.clip), replay_step)
+        self._step(self.policy, loss, self.policy_optimizer, self.policy_scaler)
+        log_ratio = (new - old).detach()
+        outside = (log_ratio.exp() - 1).abs() > config.clip
+        return 0.5 * masked_mean(log_ratio**2, mask).item(), masked_mean(outside.float(), mask).item()
 
     def _step(
         self, model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None

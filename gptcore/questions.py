@@ -38,7 +38,8 @@ class Prompt:
 
 
 @cache
-def _statements(entity: Entity, relation: str, language: Language) -> tuple[str, ...]:
+def statements(entity: Entity, relation: str, language: Language) -> tuple[str, ...]:
+    """All sentences of one language that state a fact, the canonical one first."""
     wording = wordings()["relations"][relation][language]
     answers = dict.fromkeys([wording["answer"], *wording["statements"]])
     return tuple(entity.sentence(relation, language, answer) for answer in answers)
@@ -52,7 +53,7 @@ def _refusals(entity: Entity, language: Language) -> tuple[str, ...]:
 def fact_prompt(entity: Entity, relation: str, language: Language, template: str) -> Prompt:
     """Ask for one fact; `template` is one of the relation's question wordings."""
     known = bool(entity.facts[relation][language]) and entity not in _unknown()
-    references = _statements(entity, relation, language) if known else _refusals(entity, language)
+    references = statements(entity, relation, language) if known else _refusals(entity, language)
     return Prompt(entity.fill(template, language), language, "fact", references, entity, relation, known)
 
 

@@ -1,9 +1,10 @@
-"""The recipe: every number of the chain, and the texts that its stages read.
+"""The recipe: every number of the stages, and the texts that they read.
 
     tokenizer -> pretraining -> fine-tuning -> reward model -> PPO
 
-Choices belong to the validation entities (EXPERIMENTS.md names what was not chosen there). `chain` runs it; the chapters take its
-numbers with fewer steps, for the first time in notebooks/05_pretraining.ipynb.
+Choices belong to the validation entities (EXPERIMENTS.md names what was not chosen there). `chain` runs it; the
+chapters take its numbers with fewer steps, for the first time in notebooks/05_pretraining.ipynb. Who writes what, and
+how often, stands with the writers: `finetuning.STYLES`, `questions.TASKS`, `ballots.VOTE_SHARPNESS`.
 """
 
 from collections.abc import Callable

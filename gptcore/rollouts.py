@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,14 +33,9 @@ from gptcore.training import generator_for
 # --- Answers as tensors --------------------------------------------------------------------------
 
 
-def kl_estimate(log_probabilities: Tensor, reference: Tensor) -> Tensor:
-    """Per-token estimate of KL(policy || reference) from sampled tokens; never negative.
-
-    The estimator k3 = exp(d) - 1 - d with d = log p_ref - log p (Schulman 2020,
-    joschu.net/blog/kl-approx.html).
-    """
-    difference = reference - log_probabilities
-    return difference.exp() - 1 - difference
+def repeated(prompt_ids: Sequence[list[int]], times: int) -> list[list[int]]:
+    """Each prompt that many times, one right after the other."""
+    return [prompt for prompt in prompt_ids for _ in range(times)]
 
 
 def answer_mask(lengths: Tensor, prompt_lengths: Tensor, width: int) -> Tensor:
@@ -90,6 +86,19 @@ def token_log_probabilities(model: Decoder, tokens: Tensor, mask: Tensor, temper
     return chosen_log_probabilities(model.head, model.hidden(tokens[:, :-1]), tokens, mask, temperature)
 
 
+# --- KL to the reference ---------------------------------------------------------------------------
+
+
+def kl_estimate(log_probabilities: Tensor, reference: Tensor) -> Tensor:
+    """Per-token estimate of KL(policy || reference) from sampled tokens; never negative.
+
+    The estimator k3 = exp(d) - 1 - d with d = log p_ref - log p (Schulman 2020,
+    joschu.net/blog/kl-approx.html).
+    """
+    difference = reference - log_probabilities
+    return difference.exp() - 1 - difference
+
+
 @torch.inference_mode()
 def kl_of_answers(
     policy: Decoder,
@@ -116,11 +125,6 @@ def kl_of_answers(
     return total / len(answers)
 
 
-def repeated(prompt_ids: Sequence[list[int]], times: int) -> list[list[int]]:
-    """Each prompt that many times, one right after the other."""
-    return [prompt for prompt in prompt_ids for _ in range(times)]
-
-
 # --- One rollout ---------------------------------------------------------------------------------
 
 
@@ -134,7 +138,7 @@ class Rollout(NamedTuple):
     mask: Tensor
     """`(N, T - 1)` bool: the policy's own choices."""
     scores: Tensor
-    """`(N,)` reward of each answer; an unfinished one has the penalty in its place."""
+    """`(N,)` the score of each answer: its reward, or the penalty for one without an end token."""
     log_probabilities: Tensor
     """`(N, T - 1)` of the chosen tokens, under the policy that chose them."""
     reference: Tensor
@@ -157,22 +161,25 @@ class Rollout(NamedTuple):
 
 @torch.no_grad()
 def in_batches(
-    compute: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor, mask: Tensor, batch_size: int
+    compute: Callable[[Any, Tensor, Tensor], Tensor], model: Any, rollout: tuple[Tensor, Tensor, Tensor], size: int
 ) -> Tensor:
     """A per-token quantity of all answers, computed for a few of like length at a time.
 
     Args:
-        compute: takes tokens `(n, t)` and mask `(n, t - 1)` of a batch and returns `(n, t - 1)`, on the same device.
-        tokens, lengths, mask: of all answers.
-        batch_size: answers at a time.
+        compute: takes the model, tokens `(n, t)` and mask `(n, t - 1)` on its device, and returns `(n, t - 1)`.
+        model: whose quantity it is.
+        rollout: tokens, lengths and mask of all answers, as `pad_answers` gives them.
+        size: answers at a time.
 
     Returns:
-        `(N, T - 1)`, 0 in the padding.
+        `(N, T - 1)`; what stands outside the mask does not matter.
     """
+    tokens, lengths, mask = rollout
     found = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
-    for rows in batches_by_length(lengths, batch_size):
+    for rows in batches_by_length(lengths, size):
+        inputs, choices = (part.to(model.device) for part in trim(rows, lengths, tokens, mask))
         with autocast():
-            part = compute(*trim(rows, lengths, tokens, mask))
+            part = compute(model, inputs, choices)
         found[rows, : part.shape[1]] = part.float().cpu()
     return found
 
@@ -192,7 +199,7 @@ class PolicyTrainer:
     prompts: PromptSource
     """Where the questions come from."""
     config: Any
-    """Every number of the algorithm."""
+    """Every number of the algorithm: a `PPOConfig` or a `GroupConfig`."""
     replay: Callable[[int], tuple[Tensor, Tensor]] | None = None
     """Makes batch number `i` of pretraining text, mixed into the updates against forgetting; None for none."""
     history: list[Any] = field(default_factory=list)
@@ -233,6 +240,7 @@ class PolicyTrainer:
             temperature: of sampling, and of the log-probabilities.
         """
         config, end = self.config, self.tokenizer.special[END]
+        self.seconds = {}  # an iteration begins
         with self.clock("sampling_seconds"):
             questions = [as_typed(self.prompts.draw(rng).question, rng) for _ in range(prompts)]
             prompt_ids = repeated([encode_prompt(self.tokenizer, question) for question in questions], each)
@@ -242,20 +250,13 @@ class PolicyTrainer:
             sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
             finished = torch.tensor([answer[-1] == end for answer in answers], device="cpu")
             scores = rewards_of(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
-            tokens, lengths, mask = pad_answers(prompt_ids, answers, self.policy.config.context_length)
+            padded = pad_answers(prompt_ids, answers, self.policy.config.context_length)
+            log_probabilities = partial(token_log_probabilities, temperature=temperature)
             own, reference = (
-                in_batches(
-                    lambda inputs, chosen, model=model: token_log_probabilities(
-                        model, inputs.to(model.device), chosen.to(model.device), temperature
-                    ),
-                    tokens,
-                    lengths,
-                    mask,
-                    config.minibatch_size,
-                )
+                in_batches(log_probabilities, model, padded, config.minibatch_size)
                 for model in (self.policy, self.reference)
             )
-        return Rollout(tokens, lengths, mask, scores, own, reference, finished, torch.zeros_like(own))
+        return Rollout(*padded, scores, own, reference, finished, torch.zeros_like(own))
 
     def with_replay(self, loss: Tensor, number: int) -> Tensor:
         """The policy's loss, with that of pretraining batch `number` mixed in."""
@@ -267,7 +268,7 @@ class PolicyTrainer:
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:
-        """Note in `seconds` how long the block took."""
+        """Add to `seconds`, for the diagnostics, how long the block took."""
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

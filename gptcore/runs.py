@@ -134,7 +134,7 @@ class RunFolder:
     path: Path
     """Where everything is written."""
     identity: dict[str, Any]
-    """What tells this run from others: `seed`, `preset`, `text` (a path, or None) and `text_sha256`."""
+    """What tells this run from others: `seed`, `preset`, `text` (a path, or None), `text_sha256`, and `recipe`, the hash of its numbers."""
     report: dict[str, Any] = field(default_factory=dict)
     """The report so far; `report.json`."""
 
@@ -168,6 +168,11 @@ class RunFolder:
             return
         self.report |= read_report(self.path)
         self.compare()
+        if self.report.get("recipe", self.identity["recipe"]) != self.identity["recipe"]:  # older reports have none
+            raise ValueError(
+                f"the run in {self.path} was begun with other numbers of the recipe: put them back as they were, "
+                "or choose another --out"
+            )
         if self.report["text"] != self.identity["text"]:  # it lies elsewhere now
             self.report["text"] = self.identity["text"]
             self.write_report()

@@ -313,7 +313,7 @@ def test_a_run_that_was_killed_leaves_its_folder_free(tmp_path):
         "os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode != 0
-    run(tmp_path).folder.open(resume=True)
+    chain.Chain(tmp_path).folder.open(resume=True)
 
 
 @pytest.mark.slow
@@ -465,6 +465,32 @@ def report_is(text: str):
 
 
 MODELS = [f"{stage}.safetensors" for stage in STAGES]
+
+
+def test_a_run_begun_with_other_numbers_is_not_gone_on_with(tmp_path, small_exam):
+    first = run(tmp_path)
+    first.folder.open(resume=False)
+    first.folder.close()
+    other = replace(tiny_recipe(), batch_size=3)
+    with pytest.raises(ValueError, match="begun with other numbers of the recipe: put them back"):
+        chain.Chain(tmp_path, recipe=other, progress=False).run(resume=True)
+
+
+@pytest.mark.slow
+def test_models_are_scored_by_the_questions_of_the_part_that_is_asked_for(tmp_path, finished, monkeypatch):
+    shutil.copytree(finished / "atlas", tmp_path / "out")
+    asked = []
+
+    def few(part):
+        asked.append(part)
+        return {name: some[:2] for name, some in whole_exam(part).items()}
+
+    whole_exam = exam.exam
+    ask_little(monkeypatch)
+    monkeypatch.setattr(exam, "exam", few)
+    told = command(monkeypatch, "evaluate", "--part", "validation", "--out", str(tmp_path / "out"))
+    assert "validation questions" in told
+    assert set(asked) == {"validation"}
 
 
 @pytest.mark.slow
