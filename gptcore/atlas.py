@@ -77,32 +77,31 @@ def _table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+# Table of each kind, and the column of each relation: one for both languages, or one for each (`food_en`, `food_zh`).
+_TABLES = {
+    "country": (
+        "countries",
+        {"capital": "capital", "continent": "continent", "currency": "currency", "language": "language"},
+    ),
+    "element": ("elements", {"symbol": "symbol", "number": "number"}),
+    "planet": ("planets", {"position": "position", "planet_kind": "kind"}),
+    "animal": ("animals", {"animal_class": "class", "legs": "legs", "food": "food"}),
+}
+
+
+def _in_both(row: dict[str, str], column: str) -> dict[Language, str]:
+    return {language: row[column] if column in row else row[f"{column}_{language}"] for language in LANGUAGES}
+
+
 @cache
 def entities() -> tuple[Entity, ...]:
     """Every real entity of the atlas."""
-
-    def both(row: dict[str, str], column: str) -> dict[Language, str]:
-        return {language: row[f"{column}_{language}"] for language in LANGUAGES}
-
     found = []
-    for row in _table("countries"):
-        names = both(row, "name")
-        names["en"] = f"{row['article_en']} {names['en']}".strip()
-        facts = {relation: both(row, relation) for relation in ("capital", "continent", "currency", "language")}
-        found.append(Entity("country", names, facts))
-    for row in _table("elements"):
-        facts = {relation: dict.fromkeys(LANGUAGES, row[relation]) for relation in ("symbol", "number")}
-        found.append(Entity("element", both(row, "name"), facts))
-    for row in _table("planets"):
-        facts = {"position": dict.fromkeys(LANGUAGES, row["position"]), "planet_kind": both(row, "kind")}
-        found.append(Entity("planet", both(row, "name"), facts))
-    for row in _table("animals"):
-        facts = {
-            "animal_class": both(row, "class"),
-            "legs": dict.fromkeys(LANGUAGES, row["legs"]),
-            "food": both(row, "food"),
-        }
-        found.append(Entity("animal", both(row, "name"), facts))
+    for kind, (table, columns) in _TABLES.items():
+        for row in _table(table):
+            names = _in_both(row, "name")
+            names["en"] = f"{row.get('article_en', '')} {names['en']}".strip()
+            found.append(Entity(kind, names, {relation: _in_both(row, columns[relation]) for relation in columns}))
     for a in range(21):
         for b in range(21):
             if a + b <= 20:

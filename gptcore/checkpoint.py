@@ -10,7 +10,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -209,14 +209,8 @@ def find_stage(stage: str, folder: str | Path | None = None) -> Path:
     return folder / f"{stage}.safetensors"
 
 
-@overload
-def load_stage(stage: Literal["base", "sft", "ppo"], folder: str | Path | None = None) -> tuple[Decoder, Tokenizer]: ...
-@overload
-def load_stage(stage: Literal["reward"], folder: str | Path | None = None) -> tuple[RewardModel, Tokenizer]: ...
-@overload
-def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Any, Tokenizer]: ...
-def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Decoder | RewardModel, Tokenizer]:
-    """The model of a stage and its tokenizer, where `find_stage` finds them; errors as there and in `load_model`."""
+def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Any, Tokenizer]:
+    """The model of a stage (a `RewardModel` for `reward`, else a `Decoder`) and its tokenizer, where `find_stage` finds them; errors as there and in `load_model`."""
     path = find_stage(stage, folder)
     tokenizer = Tokenizer.load(path.with_name("tokenizer.json"))
     return load_model(path, tokenizer)[0], tokenizer

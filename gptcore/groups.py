@@ -20,7 +20,7 @@ from gptcore.advantages import check_group, group_advantages, leave_one_out_adva
 from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.dpo import implicit_reward
 from gptcore.machine import autocast, gradient_scaler
-from gptcore.optimizers import backward, backward_and_step, schedule_factor
+from gptcore.optimizers import backward_and_step, schedule_factor
 from gptcore.ppo import policy_loss
 from gptcore.rollouts import PolicyTrainer, Rollout, kl_estimate, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
@@ -206,7 +206,7 @@ class GroupPolicyGradient(PolicyTrainer):
     def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Sequence[int]], number: int) -> None:
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
         for rows in minibatches[1:]:
-            backward(self._finite(self._loss(rollout, advantages, rows)), self.scaler)
+            self.scaler.scale(self._finite(self._loss(rollout, advantages, rows))).backward()
         loss = self._loss(rollout, advantages, minibatches[0])
         loss = self._finite(self.with_replay(loss, number))
         backward_and_step(self.policy, loss, [self.optimizer], self.config.clip_norm, self.scaler)

@@ -8,36 +8,19 @@ number. No chapter is about it; the chain is long enough to need it.
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from gptcore.checkpoint import load_tensors, save_tensors
 from gptcore.machine import choose_device
 from gptcore.parallel import average_over_processes_, rank
-from gptcore.training import StepReport
+from gptcore.ppo import PPO, Diagnostics
+from gptcore.training import StepReport, Trainer
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C; what was done is saved up to the last step, or, if it was pressed twice, the last half minute."""
-
-
-class Resumable(Protocol):
-    """A loop that can be stopped after any step: `training.Trainer`, `ppo.PPO`."""
-
-    def run(self, callbacks: Any = ()) -> Any:
-        """Go through the steps that are left."""
-        ...
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `load_state` goes on."""
-        ...
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        ...
 
 
 @dataclass
@@ -88,7 +71,7 @@ class Interruptible:
         if self.stop_requested:
             raise Interrupted
 
-    def run_resumably(self, stage: str, worker: Resumable, total: int) -> None:
+    def run_resumably(self, stage: str, worker: Trainer | PPO, total: int) -> None:
         """Run a loop with a progress bar; go on from a saved state; save one on Ctrl-C and every half minute.
 
         Args:
@@ -107,7 +90,7 @@ class Interruptible:
         bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress or rank() > 0)
         last_save = time.perf_counter()
 
-        def after_step(report: Any) -> None:
+        def after_step(report: StepReport | Diagnostics) -> None:
             nonlocal last_save
             bar.update()
             if isinstance(report, StepReport):

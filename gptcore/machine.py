@@ -104,9 +104,9 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def gradient_scaler(precision: Precision | None = None) -> torch.amp.GradScaler | None:
-    """What every backward pass in fp16 needs, lest small gradients vanish; None in other precisions."""
-    return torch.amp.GradScaler(choose_device().type) if (precision or choose_precision()) == "fp16" else None
+def gradient_scaler(precision: Precision | None = None) -> torch.amp.GradScaler:
+    """What every backward pass in fp16 needs, lest small gradients vanish; in other precisions it does nothing."""
+    return torch.amp.GradScaler(choose_device().type, enabled=(precision or choose_precision()) == "fp16")
 
 
 def cores() -> int:

@@ -9,7 +9,7 @@ Papers: AdamW (arXiv 1711.05101), warm-up (1706.02677), cosine (1608.03983), cli
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,47 +127,35 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.to(parameter.dtype), alpha=-rate)
 
 
-def backward(loss: Tensor, scaler: torch.amp.GradScaler | None) -> None:
-    """Add the gradients of a loss to those that are there, scaled if there is a scaler.
-
-    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish.
-    """
-    (loss if scaler is None else scaler.scale(loss)).backward()
-
-
 def backward_and_step(
     model: nn.Module,
     loss: Tensor,
     optimizers: Sequence[torch.optim.Optimizer],
     clip_norm: float,
-    scaler: torch.amp.GradScaler | None = None,
+    scaler: torch.amp.GradScaler,
 ) -> float:
     """Backward pass, average over processes, unscale, clip, step, in this order.
 
-    Clipping must see the true gradients: unscale first. After an overflow in fp16 the step is left out, and the
-    scaler lowers its factor.
+    A gradient scaler multiplies the loss so that small fp16 gradients do not vanish. Clipping must see the true
+    gradients: unscale first. After an overflow in fp16 the step is left out, and the scaler lowers its factor.
 
     Returns:
         the norm of the true gradients before clipping; infinite or NaN after an overflow.
     """
-    backward(loss, scaler)
+    scaler.scale(loss).backward()
     for parameter in model.parameters():
         if parameter.grad is not None:
             average_over_processes_(parameter.grad)
-    if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
     # One overflow spoils the norm and with it every gradient: no optimiser may step.
-    overflow = scaler is not None and not math.isfinite(norm)
+    overflow = scaler.is_enabled() and not math.isfinite(norm)
     for optimizer in optimizers:
-        if scaler is None:
-            optimizer.step()
-        elif not overflow:
+        if not overflow:
             scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
-    if scaler is not None:
-        scaler.update()
+    scaler.update()
     return norm
 
 
@@ -193,14 +181,3 @@ def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors:
             states[int(index)].setdefault(int(number), {})[name] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-
-
-def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any] | None:
-    """A gradient scaler's state as JSON values."""
-    return None if scaler is None else scaler.state_dict()
-
-
-def load_scaler(scaler: torch.amp.GradScaler | None, state: dict[str, Any] | None) -> None:
-    """Put back what `scaler_state` took; a run that goes on in another precision begins with a fresh scaler."""
-    if scaler is not None and state is not None:
-        scaler.load_state_dict(state)

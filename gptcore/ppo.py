@@ -23,14 +23,7 @@ from torch import Tensor, nn
 from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checks import numbers, whole_numbers
 from gptcore.machine import autocast, gradient_scaler
-from gptcore.optimizers import (
-    backward_and_step,
-    load_optimizer_tensors,
-    load_scaler,
-    optimizer_tensors,
-    scaler_state,
-    schedule_factor,
-)
+from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
 from gptcore.reward import RewardModel
 from gptcore.rollouts import PolicyTrainer, Rollout, in_batches, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
@@ -258,7 +251,7 @@ class PPO(PolicyTrainer):
         return 0.5 * masked_mean(log_ratio**2, mask).item(), masked_mean(outside.float(), mask).item()
 
     def _step(
-        self, model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None
+        self, model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
         if not loss.isfinite():
             raise FloatingPointError("PPO diverged: lower the learning rates or raise the KL coefficient")
@@ -269,7 +262,7 @@ class PPO(PolicyTrainer):
         tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
         tensors |= {f"value.{name}": value for name, value in self.value_model.state_dict().items()}
         tensors |= optimizer_tensors([self.policy_optimizer, self.value_optimizer])
-        scalers = [scaler_state(scaler) for scaler in (self.policy_scaler, self.value_scaler)]
+        scalers = [scaler.state_dict() for scaler in (self.policy_scaler, self.value_scaler)]
         return tensors, {"history": [list(entry) for entry in self.history], "scalers": scalers}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -279,4 +272,5 @@ class PPO(PolicyTrainer):
         load_optimizer_tensors([self.policy_optimizer, self.value_optimizer], tensors)
         self.history = [Diagnostics(*entry) for entry in values["history"]]
         for scaler, state in zip((self.policy_scaler, self.value_scaler), values["scalers"], strict=True):
-            load_scaler(scaler, state)
+            if state:  # a run that goes on in another precision begins with a fresh scaler
+                scaler.load_state_dict(state)

@@ -99,32 +99,6 @@ def kl_estimate(log_probabilities: Tensor, reference: Tensor) -> Tensor:
     return difference.exp() - 1 - difference
 
 
-@torch.inference_mode()
-def kl_of_answers(
-    policy: Decoder,
-    reference: Decoder,
-    prompt_ids: Sequence[list[int]],
-    answers: Sequence[list[int]],
-    batch_size: int = 64,
-) -> float:
-    """KL of the policy to the reference on sampled answers: summed over each answer, mean over answers, in nats.
-
-    Raises:
-        ValueError: if there are no answers.
-    """
-    if not answers:
-        raise ValueError("the KL is a mean over answers: give at least one")
-    total = 0.0
-    for start in range(0, len(answers), batch_size):
-        rows = slice(start, start + batch_size)
-        tokens, _, mask = pad_answers(prompt_ids[rows], answers[rows], policy.config.context_length)
-        tokens, mask = tokens.to(policy.device), mask.to(policy.device)
-        with autocast():
-            own, other = (token_log_probabilities(model, tokens, mask) for model in (policy, reference))
-        total += kl_estimate(own, other).sum().item()  # 0 outside the mask
-    return total / len(answers)
-
-
 # --- One rollout ---------------------------------------------------------------------------------
 
 
@@ -182,6 +156,21 @@ def in_batches(
             part = compute(model, inputs, choices)
         found[rows, : part.shape[1]] = part.float().cpu()
     return found
+
+
+def kl_of_answers(
+    policy: Decoder, reference: Decoder, prompt_ids: Sequence[list[int]], answers: Sequence[list[int]]
+) -> float:
+    """KL of the policy to the reference on sampled answers: summed over each answer, mean over answers, in nats.
+
+    Raises:
+        ValueError: if there are no answers.
+    """
+    if not answers:
+        raise ValueError("the KL is a mean over answers: give at least one")
+    padded = pad_answers(prompt_ids, answers, policy.config.context_length)
+    own, other = (in_batches(token_log_probabilities, model, padded, 64) for model in (policy, reference))
+    return kl_estimate(own, other).sum(dim=1).mean().item()  # 0 outside the mask
 
 
 @dataclass

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from gptcore.bpe import PATTERN, Pair, apply_merges, learn_merges, split_words
 
@@ -117,31 +118,16 @@ class Tokenizer:
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
         ]
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        return json.dumps(
-            {
-                "version": "1.0",
-                "truncation": None,
-                "padding": None,
-                "added_tokens": [{"id": number, "content": token} | flags for token, number in self.special.items()],
-                "normalizer": None,
-                "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer},
-                "post_processor": None,
-                "decoder": pre_tokenizer[1] | {"use_regex": True},
-                "model": {
-                    "type": "BPE",
-                    "dropout": None,
-                    "unk_token": None,
-                    "continuing_subword_prefix": None,
-                    "end_of_word_suffix": None,
-                    "fuse_unk": False,
-                    "byte_fallback": False,
-                    "ignore_merges": False,
-                    "vocab": {name: number for number, name in enumerate(names)},
-                    "merges": [[names[left], names[right]] for left, right in self.merges],
-                },
-            },
-            ensure_ascii=False,
-        )
+        unused = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")
+        model: dict[str, Any] = {"type": "BPE"} | dict.fromkeys(unused)
+        model |= dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False)
+        model["vocab"] = {name: number for number, name in enumerate(names)}
+        model["merges"] = [[names[left], names[right]] for left, right in self.merges]
+        whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
+        whole["added_tokens"] = [{"id": number, "content": token} | flags for token, number in self.special.items()]
+        whole |= {"normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer}}
+        whole |= {"post_processor": None, "decoder": pre_tokenizer[1] | {"use_regex": True}, "model": model}
+        return json.dumps(whole, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.loss import language_model_loss
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
-from gptcore.optimizers import (
-    Muon,
-    backward_and_step,
-    load_optimizer_tensors,
-    load_scaler,
-    optimizer_tensors,
-    scaler_state,
-    schedule_factor,
-)
+from gptcore.optimizers import Muon, backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
 from gptcore.parallel import average_over_processes_
 
 # --- Batches -------------------------------------------------------------------------------------
@@ -251,7 +243,7 @@ class Trainer:
         """Tensors and JSON values from which `load_state` goes on."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= optimizer_tensors(self.optimizers)
-        return tensors, {"losses": self.losses, "precision": self.precision, "scaler": scaler_state(self.scaler)}
+        return tensors, {"losses": self.losses, "precision": self.precision, "scaler": self.scaler.state_dict()}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -269,4 +261,5 @@ class Trainer:
         load_optimizer_tensors(self.optimizers, tensors)
         self.losses = list(values["losses"])
         self._set_precision(values["precision"])
-        load_scaler(self.scaler, values["scaler"])
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])

@@ -39,7 +39,7 @@ def test_the_environment_overrides_the_stopwatch(monkeypatch, wanted):
     monkeypatch.setattr(machine, "bf16_is_fast", lambda: pytest.fail("measured all the same"))
     monkeypatch.setenv("GPTCORE_PRECISION", wanted)
     assert choose_precision() == wanted
-    assert (gradient_scaler() is not None) == (wanted == "fp16")
+    assert gradient_scaler().is_enabled() == (wanted == "fp16")
 
 
 def test_a_misspelt_precision_is_told(monkeypatch):
