@@ -167,7 +167,7 @@ class PPO(PolicyTrainer):
         padded = rollout.tokens, rollout.lengths, rollout.mask
         with self.clock("scoring_seconds"):
             values = in_batches(value_of_choices, self.value_model, padded, config.minibatch_size)
-        order = rollout.lengths.argsort(stable=True)
+        order = rollout.lengths.argsort(stable=True)  # that of the minibatches
         return Rollout(*(part[order] for part in rollout._replace(values=values)))
 
     def iterate(self, iteration: int) -> Diagnostics:

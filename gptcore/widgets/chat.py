@@ -16,7 +16,7 @@ from gptcore.chat import Conversation
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
 from gptcore.finetuning import encode_prompt
-from gptcore.generation import SamplingConfig, next_token_probabilities
+from gptcore.generation import GREEDY, SamplingConfig, next_token_probabilities
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
@@ -158,7 +158,7 @@ class ChatWindow(View):
     def _answer(self, message: str, stage: str, temperature: float) -> dict[str, Any]:
         conversation = self.conversations[stage]
         # The slider's lowest place takes the most likely token.
-        conversation.sampling = SamplingConfig(temperature=temperature) if temperature else SamplingConfig(greedy=True)
+        conversation.sampling = SamplingConfig(temperature=temperature) if temperature else GREEDY
         if conversation.plain:
             conversation.sampling = replace(conversation.sampling, max_new_tokens=32)  # it would go on and on
         model, tokenizer = self.models[stage]
