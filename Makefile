@@ -27,7 +27,7 @@ lab: .venv/ready  ## open the course
 style: .venv/ready  ## the style of the code, and whether its annotations are true (pyright)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pyright
+	.venv/bin/pyright --project pyproject.toml
 
 unit: style  ## style, and the tests that are not marked slow (under three minutes)
 	.venv/bin/python -m pytest -m "not slow" tests
