@@ -16,8 +16,9 @@ from typing import Generic, TypeVar
 import torch
 
 from gptcore.atlas import Entity, Language, join, split_entities, wordings
+from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
 from gptcore.decoder import Decoder
-from gptcore.finetuning import STYLES, decode_answer, encode_answer, encode_prompt, write_answer
+from gptcore.finetuning import STYLES, write_answer
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
 from gptcore.questions import Prompt, PromptSource, as_typed

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gptcore.chat_template import Turn, encode_prompt
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
-from gptcore.finetuning import Turn, encode_prompt
 from gptcore.generation import GREEDY, SamplingConfig, stream
 from gptcore.tokenizer import END, END_OF_TEXT, Tokenizer
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from gptcore.chat_template import encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder
 from gptcore.files import ASSETS
-from gptcore.finetuning import encode_prompt
 from gptcore.generation import GREEDY, generate
 from gptcore.machine import describe_machine
 from gptcore.recipe import Recipe, text_batches

@@ -13,10 +13,10 @@ from typing import Any
 
 from gptcore.atlas import LANGUAGES
 from gptcore.ballots import collect_ballots
+from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.corpus import documents_as_tokens, pretraining_documents
 from gptcore.decoder import Decoder
 from gptcore.evaluation import bits_per_byte, bleu, share, units
-from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.gold import exact, gold_score, gold_verdict
 from gptcore.questions import Part, Prompt, PromptSource, fact_prompts, translate_prompts

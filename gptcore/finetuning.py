@@ -1,11 +1,7 @@
 """Supervised fine-tuning: from a model that continues texts to one that answers.
 
-Conversations are written in a template of special tokens, and the loss counts only what the
-assistant says, its end token included: the model shall learn to answer and to stop, not to ask.
-
-    <|endoftext|><|user|> What is the capital of Peru?<|assistant|> The capital of Peru is Lima.<|end|>
-
-The first token says, as in pretraining, that a new text begins.
+Conversations are written in the chat template, and the loss counts only what the assistant says, its end token included:
+the model shall learn to answer and to stop, not to ask.
 
 The demonstrations are of mixed quality on purpose, like those of real people: plain, curt,
 rambling, polite, sometimes in the wrong language. Reinforcement learning has something to improve.
@@ -19,61 +15,13 @@ import torch
 from torch import Tensor
 
 from gptcore.atlas import Language, wordings
-from gptcore.corpus import encode_document, with_leading_space
+from gptcore.chat_template import Turn, encode_conversation
+from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
-from gptcore.loss import IGNORED
 from gptcore.questions import Prompt, PromptSource, as_typed
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, Tokenizer
 
-Turn = tuple[str, str]
-"""A question and its answer."""
-
-# --- The template --------------------------------------------------------------------------------
-
-
-def encode_prompt(tokenizer: Tokenizer, question: str, history: Sequence[Turn] = ()) -> list[int]:
-    """Ids of a conversation up to the point where the assistant shall speak.
-
-    Args:
-        tokenizer: its special tokens mark who speaks; the texts cannot contain them.
-        question: the user's last message.
-        history: earlier turns.
-    """
-    ids = [tokenizer.special[END_OF_TEXT]]
-    for user, assistant in history:
-        ids += _encode_question(tokenizer, user) + encode_answer(tokenizer, assistant)
-    return ids + _encode_question(tokenizer, question)
-
-
-def _encode_question(tokenizer: Tokenizer, question: str) -> list[int]:
-    question_ids = tokenizer.encode(with_leading_space(question))
-    return [tokenizer.special[USER], *question_ids, tokenizer.special[ASSISTANT]]
-
-
-def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
-    """Ids of an answer with its end token."""
-    return [*tokenizer.encode(with_leading_space(answer)), tokenizer.special[END]]
-
-
-def decode_answer(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of generated ids, without the space that the template puts first."""
-    return tokenizer.decode(ids).strip()
-
-
-def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
-    """Ids of a whole conversation and the target at each position.
-
-    Returns:
-        ids, and as many targets, which are the loss mask: the id itself where the assistant speaks (its end
-        token included), `IGNORED` elsewhere. `training.sample_windows` shifts them by one.
-    """
-    ids = [tokenizer.special[END_OF_TEXT]]
-    targets = [IGNORED]
-    for question, answer in turns:
-        prompt, reply = _encode_question(tokenizer, question), encode_answer(tokenizer, answer)
-        ids += prompt + reply
-        targets += [IGNORED] * len(prompt) + reply
-    return ids, targets
+# --- Packing -------------------------------------------------------------------------------------
 
 
 def pack(

@@ -46,7 +46,7 @@ def read_transformers(folder: str | Path) -> Decoder:
     return from_transformers(config, tensors)
 
 
-# The template of `finetuning.encode_prompt` in the language of the library. A template makes text, in which a mark
+# The template of `chat_template.encode_prompt` in the language of the library. A template makes text, in which a mark
 # that somebody typed cannot be told from a real one: such a message is refused.
 _CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptcore.ballots import Ballot, BallotBatches, answers_of, votes_of
+from gptcore.chat_template import decode_answer
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import decode_answer
 from gptcore.gold import gold_score
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast, full_precision, in_own_dtype

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gptcore.chat_template import encode_prompt
 from gptcore.decoder import Decoder
-from gptcore.finetuning import encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast

@@ -48,7 +48,7 @@ CELLS = [
     "dashboard = TrainingDashboard(small, tokenizer, held_out_batches((ids, ids), 4, 64), 'The capital', 512)\n"
     "_ = Trainer(small, lambda i: sample_windows(ids, ids, 8, 64, generator_for(i)), TrainingConfig(150)).run([dashboard])",
     "ChatWindow()",
-    "from gptcore.questions import fact_prompts\nfrom gptcore.finetuning import encode_answer, encode_prompt\n"
+    "from gptcore.questions import fact_prompts\nfrom gptcore.chat_template import encode_answer, encode_prompt\n"
     "from gptcore.ballots import Ballot\n"
     "pairs = [Ballot(p, encode_prompt(tokenizer, p.question), [encode_answer(tokenizer, t) for t in (p.references[0], "
     "'Bananas.')], []) for p in fact_prompts('train', 'en', 'train')[:3]]\n"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gptcore.chat import Conversation
+from gptcore.chat_template import encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import encode_prompt
 from gptcore.generation import SamplingConfig
 from gptcore.tokenizer import END, Tokenizer
 

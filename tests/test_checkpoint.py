@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gptcore import checkpoint
+from gptcore.chat_template import decode_answer, encode_conversation, encode_prompt
 from gptcore.checkpoint import (
     SHIPPED,
     STAGES,
@@ -25,7 +26,6 @@ from gptcore.checkpoint import (
     save_tensors,
 )
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import decode_answer, encode_conversation, encode_prompt
 from gptcore.generation import GREEDY, generate
 from gptcore.interchange import from_transformers
 from gptcore.published import read_transformers, write_transformers

@@ -14,11 +14,12 @@ from gptcore import evaluation, ppo, reward
 from gptcore.ballots import BallotBatches, collect_ballots
 from gptcore.best_of_n import best_of_n
 from gptcore.chat import Conversation
+from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.dpo import DPOConfig, ImplicitReward, dpo_trainer
 from gptcore.exercises.exercise import Fresh
-from gptcore.finetuning import demonstrations, encode_answer, encode_prompt, pack
+from gptcore.finetuning import demonstrations, pack
 from gptcore.generation import SamplingConfig, generate
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.questions import PromptSource

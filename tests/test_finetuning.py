@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gptcore.atlas import KNOWN, LANGUAGES, mentions, split_entities, wordings
+from gptcore.chat_template import decode_answer, encode_answer, encode_conversation, encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import (
-    decode_answer,
-    demonstrations,
-    encode_answer,
-    encode_conversation,
-    encode_prompt,
-    introduce_chat_tokens,
-    pack,
-    write_answer,
-)
+from gptcore.finetuning import demonstrations, introduce_chat_tokens, pack, write_answer
 from gptcore.gold import gold_verdict
 from gptcore.loss import IGNORED, language_model_loss
 from gptcore.questions import PromptSource, about_prompts, as_typed, fact_prompts, talk_prompts, translate_prompts

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from gptcore.atlas import KNOWN, Entity, mentions, split_entities
 from gptcore.ballots import Ballot, BallotBatches, collect_ballots, vote, write_flawed_answer
+from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import decode_answer, encode_answer, encode_prompt
 from gptcore.gold import gold_score, gold_verdict
 from gptcore.questions import Prompt, PromptSource
 from gptcore.reward import (

@@ -17,9 +17,9 @@ from torch import nn
 from gptcore.attention import causal_mask
 from gptcore.ballots import Ballot
 from gptcore.bpe import learn_merges
+from gptcore.chat_template import encode_answer, encode_conversation, encode_prompt
 from gptcore.checkpoint import SHIPPED
 from gptcore.decoder import Decoder, DecoderConfig
-from gptcore.finetuning import encode_answer, encode_conversation, encode_prompt
 from gptcore.generation import SamplingConfig, next_token_probabilities
 from gptcore.loss import IGNORED
 from gptcore.questions import Prompt, fact_prompts

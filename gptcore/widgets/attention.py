@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gptcore.attention import rotary_angles, rotate
+from gptcore.chat_template import encode_prompt
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
-from gptcore.finetuning import encode_prompt
 from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import Models, View, drawable, picture, script, token_labels
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from gptcore.chat import Conversation
+from gptcore.chat_template import encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
-from gptcore.finetuning import encode_prompt
 from gptcore.generation import GREEDY, SamplingConfig, next_token_probabilities
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.tokenizer import END, Tokenizer

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcore.ballots import Ballot
+from gptcore.chat_template import decode_answer
 from gptcore.evaluation import Share, share
 from gptcore.files import RUNS, write_whole
-from gptcore.finetuning import decode_answer
 from gptcore.gold import gold_score
 from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import View, picture_of_lines, script

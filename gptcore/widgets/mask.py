@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gptcore.finetuning import Turn, encode_conversation
+from gptcore.chat_template import Turn, encode_conversation
 from gptcore.loss import IGNORED
 from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import BLUE, View, drawable, picture, script, token_label

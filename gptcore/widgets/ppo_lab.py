@@ -25,10 +25,10 @@ import traitlets
 from matplotlib.figure import Figure
 
 from gptcore.ballots import collect_ballots
+from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder
 from gptcore.exam import ask, exam
-from gptcore.finetuning import encode_answer, encode_prompt
 from gptcore.generation import SamplingConfig
 from gptcore.gold import gold_score
 from gptcore.ppo import PPO, Diagnostics, PPOConfig

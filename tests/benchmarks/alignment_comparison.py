@@ -18,11 +18,11 @@ from common import Measurement, alternate, arguments, report
 
 from gptcore.ballots import Ballot, collect_ballots
 from gptcore.best_of_n import best_of_n
+from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
 from gptcore.dpo import DPOConfig, dpo_trainer
 from gptcore.exam import exam, wins
-from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.gold import gold_score
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.ppo import PPO

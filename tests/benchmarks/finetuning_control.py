@@ -16,10 +16,10 @@ import torch
 from common import Measurement, alternate, arguments, report
 
 from gptcore.atlas import LANGUAGES
+from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
 from gptcore.exam import exam
-from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import GREEDY, generate
 from gptcore.gold import exact, gold_verdict
 from gptcore.questions import Prompt, fact_prompts

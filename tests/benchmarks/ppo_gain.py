@@ -11,9 +11,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.exam import exam, wins
-from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
 from gptcore.machine import set_threads

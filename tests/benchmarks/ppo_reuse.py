@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from common import Measurement, alternate, arguments, report
 
+from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
 from gptcore.exam import ask, exam
-from gptcore.finetuning import encode_answer, encode_prompt
 from gptcore.generation import SamplingConfig
 from gptcore.gold import gold_score
 from gptcore.ppo import PPO

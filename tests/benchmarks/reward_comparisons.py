@@ -17,8 +17,8 @@ from common import Measurement, alternate, arguments, report
 from torch import Tensor
 
 from gptcore.ballots import Ballot, collect_ballots
+from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
-from gptcore.finetuning import decode_answer, encode_prompt
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
 from gptcore.questions import PromptSource
