@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcore.attention import KeyValueCache
-from gptcore.checks import whole_numbers
+from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.machine import autocast
 from gptcore.shapes import batches_by_length, pad_left, round_up
@@ -34,21 +34,13 @@ class SamplingConfig:
     """Longest answer; the atlas's longest good answers have about 60 tokens."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "top_k", "max_new_tokens")
-        for name in ("temperature", "top_p"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float, type(None))):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        if not self.temperature > 0:  # "not", so that NaN is refused, too
+        whole_numbers(self, "top_k", "max_new_tokens", at_least=1)
+        numbers(self, "top_p", above=0, at_most=1)
+        if isinstance(self.temperature, (int, float)) and self.temperature <= 0:
             raise ValueError(
                 f"temperature must be above 0, got {self.temperature}; for the most likely token choose greedy"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k must be at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p must be above 0 and at most 1, got {self.top_p}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"at least 1 new token must be allowed, got {self.max_new_tokens}")
+        numbers(self, "temperature", above=0)
 
 
 GREEDY = SamplingConfig(greedy=True)

@@ -579,8 +579,8 @@ def test_ctrl_c_while_models_are_scored_anew_is_one_line(finished, small_exam, m
     [
         (["chat", "--temperature", "0"], "temperature must be above 0"),
         (["chat", "--temperature", "-1"], "temperature must be above 0"),
-        (["chat", "--top-p", "1.5"], "top-p must be above 0 and at most 1"),
-        (["chat", "--top-k", "0"], "top-k must be at least 1"),
+        (["chat", "--top-p", "1.5"], "top_p must be above 0 and at most 1"),
+        (["chat", "--top-k", "0"], "top_k must be at least 1"),
         (["chat", "--out", "nowhere"], "python -m gptcore train"),
         (["evaluate", "--out", "nowhere"], "python -m gptcore train"),
         (["train", "--out", "OUT", "--text", "missing.txt"], "no text file missing.txt"),
