@@ -125,12 +125,12 @@ def generate(
     _check_prompts(model, prompts)
     model.eval()
     answers: list[list[int]] = [[] for _ in prompts]
-    for numbers in batches_by_length([len(prompt) for prompt in prompts], batch_size):
-        rows = torch.tensor(numbers, device="cpu")  # which prompt stands in which row
-        tokens, mask = pad_left([prompts[i] for i in numbers], stop_token)
+    for batch in batches_by_length([len(prompt) for prompt in prompts], batch_size):
+        rows = torch.tensor(batch, device="cpu")  # which prompt stands in which row
+        tokens, mask = pad_left([prompts[i] for i in batch], stop_token)
         tokens, mask = tokens.to(model.device), None if mask is None else mask.to(model.device)
         limits = torch.tensor(
-            [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in numbers], device="cpu"
+            [min(config.max_new_tokens, model.config.context_length - len(prompts[i])) for i in batch], device="cpu"
         )  # a short prompt has room for a longer answer
         steps = int(limits.max())
         cache = KeyValueCache(model.config.layers, tokens.shape[1] + steps)
