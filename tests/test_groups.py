@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dpo import pad_with_rubbish
+from test_dpo import pad_with_rubbish, slow_log_probabilities
 from test_ppo import (
     SPECIAL,
     WANTED,
@@ -40,14 +40,6 @@ METHODS = ("grpo", "reinforce")
 START, ANSWER, STOP = [SPECIAL[END_OF_TEXT], SPECIAL[USER]], SPECIAL[ASSISTANT], SPECIAL[END]
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
-
-
-def slow_log_probabilities(model, prompt, answer):
-    """Of each token of an answer, one forward pass a token."""
-    found = []
-    for i, token in enumerate(answer):
-        found.append(F.log_softmax(model(torch.tensor([prompt + answer[:i]]))[0, -1], dim=-1)[token])
-    return torch.stack(found)
 
 
 # --- Advantages ----------------------------------------------------------------------------------
