@@ -21,7 +21,7 @@ from gptcore.decoder import Decoder
 from gptcore.finetuning import STYLES, write_answer
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.questions import Prompt, PromptSource, as_typed
+from gptcore.questions import Prompt, PromptSource, with_some_mark
 from gptcore.shapes import batches_by_length
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
@@ -131,7 +131,7 @@ def collect_ballots(
     generator = generator_for(seed, 1)
     for start in range(0, count, batch):
         prompts = [source.draw(rng) for _ in range(min(batch, count - start))]
-        prompt_ids = [encode_prompt(tokenizer, as_typed(prompt.question, rng)) for prompt in prompts]
+        prompt_ids = [encode_prompt(tokenizer, with_some_mark(prompt.question, rng)) for prompt in prompts]
         samples = generate(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
         for i, prompt in enumerate(prompts):
             answers = [samples[i], samples[i + len(prompts)]]

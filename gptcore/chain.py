@@ -73,10 +73,11 @@ class Chain(Interruptible):
             OSError: if the folder cannot be written to.
             Interrupted: if a stop was requested; the state is saved.
         """
+        folder = self.folder  # nothing is written before the inputs are known to be good
         try:
             return self._run(resume)
         finally:
-            self.folder.close()
+            folder.close()
 
     def _run(self, resume: bool) -> dict[str, Any]:
         first = rank() == 0

@@ -18,7 +18,7 @@ from gptcore.atlas import Language, wordings
 from gptcore.chat_template import Turn, encode_conversation
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
-from gptcore.questions import Prompt, PromptSource, as_typed
+from gptcore.questions import Prompt, PromptSource, with_some_mark
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, Tokenizer
 
 # --- Packing -------------------------------------------------------------------------------------
@@ -114,5 +114,5 @@ def demonstrations(seed: int) -> Iterator[list[Turn]]:
         for _ in range(rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]):
             prompt = source.draw(rng)
             style = rng.choices(list(STYLES), list(STYLES.values()))[0]
-            turns.append((as_typed(prompt.question, rng), write_answer(prompt, style, rng)))
+            turns.append((with_some_mark(prompt.question, rng), write_answer(prompt, style, rng)))
         yield turns

@@ -248,8 +248,8 @@ def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Langua
     return list(groups.values())
 
 
-def as_typed(question: str, rng: random.Random) -> str:
-    """The question as people type it: every fourth Chinese one ends in an ASCII mark, or none."""
+def with_some_mark(question: str, rng: random.Random) -> str:
+    """The question with the mark that people type: of four Chinese ones, one ends in an ASCII mark or none."""
     if question.endswith("？") and rng.random() < 0.25:
         return question[:-1] + rng.choice(("?", ""))
     return question

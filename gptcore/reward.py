@@ -201,7 +201,7 @@ def train_reward_model(
         replay: makes batch number `i` of pretraining text, against forgetting; None for none.
         run: runs the trainer; to watch, or to go on with an interrupted run.
     """
-    batches = BallotBatches(ballots, min(batch_size, len(ballots)), config.seed)
+    batches = BallotBatches(ballots, min(batch_size, max(1, len(ballots))), config.seed)
     config = replace(config, steps=max(config.steps, batches.per_epoch * epochs))
     torch.manual_seed(config.seed)
     model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)

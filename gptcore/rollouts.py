@@ -24,7 +24,7 @@ from gptcore.decoder import Decoder
 from gptcore.generation import SamplingConfig, generate
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast
-from gptcore.questions import PromptSource, as_typed
+from gptcore.questions import PromptSource, with_some_mark
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.shapes import batches_by_length, masked_mean, pad_right, trim
 from gptcore.tokenizer import END, Tokenizer
@@ -231,7 +231,7 @@ class PolicyTrainer:
         config, end = self.config, self.tokenizer.special[END]
         self.seconds = {}  # an iteration begins
         with self.clock("sampling_seconds"):
-            questions = [as_typed(self.prompts.draw(rng).question, rng) for _ in range(prompts)]
+            questions = [with_some_mark(self.prompts.draw(rng).question, rng) for _ in range(prompts)]
             prompt_ids = repeated([encode_prompt(self.tokenizer, question) for question in questions], each)
             sampling = SamplingConfig(temperature=temperature, max_new_tokens=config.max_new_tokens)
             answers = generate(self.policy, prompt_ids, sampling, end, generator_for(config.seed, iteration))

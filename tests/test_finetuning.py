@@ -17,7 +17,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.finetuning import demonstrations, introduce_chat_tokens, pack, write_answer
 from gptcore.gold import gold_verdict
 from gptcore.loss import IGNORED, language_model_loss
-from gptcore.questions import PromptSource, about_prompts, as_typed, fact_prompts, talk_prompts, translate_prompts
+from gptcore.questions import PromptSource, about_prompts, fact_prompts, talk_prompts, translate_prompts, with_some_mark
 from gptcore.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import generator_for, sample_windows
 
@@ -337,6 +337,6 @@ def test_the_few_planets_get_their_share_beside_the_many_countries():
 
 def test_people_end_a_chinese_question_in_any_mark_or_none_and_leave_other_questions_alone():
     rng = random.Random(0)
-    assert {as_typed("你好吗？", rng) for _ in range(200)} == {"你好吗？", "你好吗?", "你好吗"}
-    assert {as_typed("How are you?", rng) for _ in range(50)} == {"How are you?"}
-    assert {as_typed("请介绍一下秘鲁。", rng) for _ in range(50)} == {"请介绍一下秘鲁。"}
+    assert {with_some_mark("你好吗？", rng) for _ in range(200)} == {"你好吗？", "你好吗?", "你好吗"}
+    assert {with_some_mark("How are you?", rng) for _ in range(50)} == {"How are you?"}
+    assert {with_some_mark("请介绍一下秘鲁。", rng) for _ in range(50)} == {"请介绍一下秘鲁。"}

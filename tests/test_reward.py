@@ -1,9 +1,11 @@
 """What must hold of the reward model, the votes it learns from, and its training."""
 
+import copy
 import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from gptcore.reward import (
     replayed_reward_loss,
     reward_loss,
     rewards_of,
+    train_reward_model,
 )
 from gptcore.shapes import pad_right
 from gptcore.tokenizer import ASSISTANT, END, USER, Tokenizer
@@ -613,3 +616,26 @@ def test_every_parameter_of_a_reward_model_learns_from_ballots():
     reward_loss(model, [Ballot(prompt, [1, 2], [[3, 4], [5]], [(0, 1)])]).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or (n != "head.bias" and not p.grad.any())]
     assert silent == []  # the bias is in both rewards of a pair, and cancels
+
+
+def test_a_trained_reward_model_has_taken_its_steps_and_is_normalised_on_the_first_answers():
+    sft = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=40)
+    before = copy.deepcopy(sft.state_dict())
+    ballots, config = numbered_ballots(12), TrainingConfig(steps=0, seed=5)
+    lengths = []
+
+    def run(trainer):
+        lengths.append(len(trainer.run()))
+
+    model = train_reward_model(sft, BYTES, ballots, config, batch_size=4, epochs=2, run=run)
+    again = train_reward_model(sft, BYTES, ballots, config, batch_size=4, epochs=2)
+    train_reward_model(sft, BYTES, ballots[:3], replace(config, steps=7), run=run)  # fewer than a batch, read often
+    assert lengths == [6, 7]
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in sft.state_dict().items())
+    own = rewards_of(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots])
+    assert own.mean().item() == pytest.approx(0, abs=1e-4)
+    assert own.std().item() == pytest.approx(1, abs=1e-3)
+    assert not model.training
+    with pytest.raises(ValueError, match="0 ballots are too few"):
+        train_reward_model(sft, BYTES, [], config)
