@@ -19,7 +19,8 @@ from gptcore.ballots import Ballot, BallotBatches, collect_ballots, vote, write_
 from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import gold_score, gold_verdict
-from gptcore.questions import Prompt, PromptSource
+from gptcore.prompts import PromptSource
+from gptcore.questions import Prompt
 from gptcore.reward import (
     RewardModel,
     answer_begins,
