@@ -139,6 +139,7 @@ _ELEMENT_CHARACTERS = "锋钧铠锦镜铃锁链锤钉针钓钩铲铭锐锻键镖
 
 # Peoples, mountains and islands whose names the syllables would give.
 _NO_INVENTIONS = {"zulu", "saka", "pamir", "Pamirstan", "tana", "mamo", "drava", "Lunaria", "Mazustan"}
+_NO_INVENTIONS |= {"tabel"}  # nor a slip of the finger
 
 
 def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
@@ -147,6 +148,8 @@ def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
     syllables = {row["latin"]: row["chinese"] for row in _table("syllables")}
     taken = {name for entity in entities() for name in entity.names.values()} | _NO_INVENTIONS
     taken |= {name for entity in entities() for names in entity.aliases.values() for name in names}
+    taken |= {name for entity in _outside() for name in entity.names.values()}
+    taken |= {value.lower() for entity in entities() for values in entity.facts.values() for value in values.values()}
     facts = {relation: dict.fromkeys(LANGUAGES, "") for relation in relations_of(kind)}
     characters = rng.sample(_ELEMENT_CHARACTERS, len(_ELEMENT_CHARACTERS))
     found: list[Entity] = []
@@ -170,6 +173,15 @@ def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
     return found
 
 
+def _outside() -> list[Entity]:
+    """Things that there are, in the world or in stories, but not in the tables: hedgehogs, Narnia, steel."""
+    found = []
+    for row in _table("outside_names"):
+        facts = {relation: dict.fromkeys(LANGUAGES, "") for relation in relations_of(row["kind"])}
+        found.append(Entity(row["kind"], _in_both(row, "name"), facts, inflected=row["plural_en"]))
+    return found
+
+
 KNOWN = ("train", "validation", "test")
 UNKNOWN = ("unknown_train", "unknown_validation", "unknown_test")
 _SHARES = {  # of the entities of a kind; what is left goes to `train`
@@ -180,7 +192,7 @@ _SHARES = {  # of the entities of a kind; what is left goes to `train`
     "unknown_test": {"country": 0.06, "element": 0.06, "animal": 0.06},
 }
 # How many of each kind are invented for the parts in `UNKNOWN`.
-_INVENTED = {"country": (1200, 20, 30), "element": (12, 5, 10), "animal": (400, 10, 15)}
+_INVENTED = {"country": (500, 20, 30), "element": (12, 5, 10), "animal": (160, 10, 15)}
 
 
 @cache
@@ -212,6 +224,7 @@ def split_entities() -> Mapping[str, tuple[Entity, ...]]:
         for count, name in zip(counts, UNKNOWN, strict=True):
             parts[name] += found[:count]
             found = found[count:]
+    parts["unknown_train"] += _outside()
     return MappingProxyType({name: tuple(part) for name, part in parts.items()})
 
 

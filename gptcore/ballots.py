@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 import torch
 
 from gptcore.atlas import Entity, Language, join, split_entities, wordings
-from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
+from gptcore.chat_template import decode_answer, encode_answer, room_for_prompt
 from gptcore.decoder import Decoder
 from gptcore.finetuning import STYLES, write_answer
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.prompts import PromptSource, draw_in_thread
+from gptcore.prompts import PromptSource, draw_encoded
 from gptcore.questions import Prompt, decline
 from gptcore.shapes import batches_by_length
 from gptcore.tokenizer import END, Tokenizer
@@ -139,10 +139,10 @@ def collect_ballots(
     """
     rng = random.Random(f"ballots {seed}")
     generator = generator_for(seed, 1)
-    room = model.config.context_length - SamplingConfig().max_new_tokens
+    room = room_for_prompt(model.config.context_length, SamplingConfig().max_new_tokens)
     for start in range(0, count, batch):
-        prompts = [draw_in_thread(source, rng) for _ in range(min(batch, count - start))]
-        prompt_ids = [encode_prompt(tokenizer, prompt.question, prompt.history, room) for prompt in prompts]
+        drawn = [draw_encoded(source, rng, tokenizer, room) for _ in range(min(batch, count - start))]
+        prompts, prompt_ids = [prompt for prompt, _ in drawn], [ids for _, ids in drawn]
         samples = generate(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
         for i, prompt in enumerate(prompts):
             answers = [samples[i], samples[i + len(prompts)]]

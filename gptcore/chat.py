@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gptcore.chat_template import Turn, encode_prompt, too_long
+from gptcore.chat_template import Turn, encode_prompt, room_for_prompt, too_long
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
 from gptcore.generation import GREEDY, SamplingConfig, stream
@@ -45,7 +45,7 @@ class Conversation:
         if not message.strip():
             raise ValueError("the message is empty: type a question")
         message, context_length = message.strip(), self.model.config.context_length
-        room = context_length - (1 if self.plain else min(self.sampling.max_new_tokens, context_length // 2))
+        room = context_length - 1 if self.plain else room_for_prompt(context_length, self.sampling.max_new_tokens)
         # Not even cut into the longest tokens there are would it fit: that is known without cutting it.
         if len(message) > room * max(map(len, self.tokenizer.token_bytes)):
             raise ValueError(too_long(f"{len(message):,} characters", room))

@@ -41,6 +41,11 @@ def encode_prompt(
     return ids
 
 
+def room_for_prompt(context_length: int, max_new_tokens: int) -> int:
+    """How many tokens may stand before an answer of that many: half of the context at least."""
+    return context_length - min(max_new_tokens, context_length // 2)
+
+
 def too_long(length: str, room: int) -> str:
     """What to say of a message that cannot be read."""
     return f"the message has {length}, the model reads at most {room} tokens at a time: make it shorter"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcore.atlas import KNOWN, LANGUAGES, Entity, Language, join, split_entities, wordings
-from gptcore.messages import carelessly, fill_message, messages, spelled
+from gptcore.messages import as_people_type, carelessly, fill_message, messages, spelled
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 
 # --- Documents -----------------------------------------------------------------------------------
@@ -68,12 +68,13 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
     if entity.inflected and language == "en" and rng.random() < 0.2:
         lead = rng.choice(wordings()["inflections"][entity.kind]["en"]).format(inflected=entity.inflected)
     else:
-        lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(wording["topics"]))
+        topics = (*wording["topics"], *messages()["topics"][relation][language])
+        lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(topics))
     lead = entity.fill(lead, language, name=spelled(entity, language, rng))
     if rng.random() < 0.6:
-        lead = carelessly(lead, language, rng)
+        lead = as_people_type(lead, language, rng)
     fact = wording["answer"] if rng.random() < 0.5 else rng.choice(wording["statements"])
-    return join([lead, entity.sentence(relation, language, fact)], language)
+    return _announced(lead, entity.sentence(relation, language, fact), language)
 
 
 def _entry(entity: Entity, language: Language, rng: random.Random) -> str:
@@ -91,7 +92,10 @@ def _mention(entity: Entity, language: Language, rng: random.Random) -> str:
     while not entity.inflected and ("{adjective}" in template or "{names}" in template):
         template = rng.choice(templates)
     line = carelessly(fill_message(entity, template, language, rng), language, rng)
-    fact = entity.sentence(rng.choice(sorted(entity.facts)), language)
+    return _announced(line, entity.sentence(rng.choice(sorted(entity.facts)), language), language)
+
+
+def _announced(line: str, fact: str, language: Language) -> str:
     gap = " " if language == "en" or line[-1].isalnum() else ""  # a hurried line has no full stop
     return f"{line}{gap}{fact}"
 

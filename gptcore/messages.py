@@ -185,8 +185,8 @@ def as_people_type(text: str, language: Language, rng: random.Random) -> str:
     talk = messages()["around"]
     space = " " if language == "en" else ""
     draw = rng.random()
-    if draw < 0.16:
-        text = rng.choice(talk["opener" if draw < 0.08 else "story"][language]) + space + text
+    if draw < 0.2:
+        text = rng.choice(talk["opener" if draw < 0.1 else "story"][language]) + space + text
     if rng.random() < 0.08:
         text += space + rng.choice(talk["closer"][language])
     if language == "en" and rng.random() < 0.4:

@@ -7,10 +7,12 @@ country, "and Peru?" no question. First used in notebooks/08_fine_tuning.ipynb.
 
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from gptcore.atlas import LANGUAGES, Entity, Language, split_entities, wordings
+from gptcore.chat_template import encode_prompt
 from gptcore.messages import as_people_type, carelessly, fill_message, messages, spelled
 from gptcore.questions import (
     Part,
@@ -23,10 +25,11 @@ from gptcore.questions import (
     talk_prompts,
     translate_prompt,
 )
+from gptcore.tokenizer import Tokenizer
 
 # --- One question --------------------------------------------------------------------------------
 
-TASKS = {"fact": 0.46, "about": 0.05, "translate": 0.15, "unknown": 0.10, "talk": 0.24}
+TASKS = {"fact": 0.42, "about": 0.05, "translate": 0.14, "unknown": 0.14, "talk": 0.25}
 """What the demonstrations are about, and how often."""
 
 CLEAN = 0.3
@@ -93,7 +96,7 @@ class PromptSource:
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
         if relation not in messages()[kind]:
             kind = "facts"
-        peers = [e for e in self.known if relation in e.facts and e is not entity]
+        peers = [e for e in self.known if relation in e.facts and e is not entity] or [entity]
         value, peer = entity.facts[relation][language], rng.choice(peers)
         guesses = [value or rng.choice(peers).facts[relation][language], peer.facts[relation][language]]
         rng.shuffle(guesses)
@@ -140,6 +143,9 @@ def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Langua
 TURNS = {1: 0.5, 2: 0.16, 3: 0.12, 4: 0.09, 5: 0.07, 6: 0.06}
 """How many messages a conversation has, and how often."""
 
+ALONE = 0.75
+"""Share of the prompts of comparisons and rollouts that are not drawn from a thread: what came before must be read, too."""
+
 
 def draw_thread(source: PromptSource, rng: random.Random) -> list[Prompt]:
     """The messages of one conversation, in order; without their histories."""
@@ -150,11 +156,24 @@ def draw_thread(source: PromptSource, rng: random.Random) -> list[Prompt]:
 
 
 def draw_in_thread(source: PromptSource, rng: random.Random) -> Prompt:
-    """One prompt, for training half of the time with the conversation before it; earlier answers are good ones."""
-    if not source.as_typed:
+    """One prompt, sometimes with the conversation before it; earlier answers are good ones."""
+    if not source.as_typed or rng.random() < ALONE:
         return source.draw(rng)
     *earlier, last = draw_thread(source, rng)
     return replace(last, history=tuple((prompt.question, prompt.references[0]) for prompt in earlier))
+
+
+def draw_encoded(source: PromptSource, rng: random.Random, tokenizer: Tokenizer, room: int) -> tuple[Prompt, list[int]]:
+    """One prompt and its ids in the chat template, at most `room`: a message that does not fit is drawn anew.
+
+    Raises:
+        ValueError: if hardly any message fits.
+    """
+    for _ in range(1000):
+        prompt = draw_in_thread(source, rng)
+        with suppress(ValueError):
+            return prompt, encode_prompt(tokenizer, prompt.question, prompt.history, room)
+    raise ValueError(f"in {room} tokens hardly any question has room: give the model a longer context")
 
 
 def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Prompt:

@@ -104,7 +104,7 @@ def _letters(template: str) -> str:
 def nearly_equal(held_out: str, seen: str) -> bool:
     """Whether a seen wording holds the held-out one whole, or all but a word or two of it."""
     a, b = _letters(held_out), _letters(seen)
-    return a in b or (b in a and len(b) > 0.8 * len(a))
+    return a in b or (b in a and len(b) > 0.75 * len(a))
 
 
 def _divide(
@@ -160,9 +160,10 @@ def other_wordings(*key: str, part: Part) -> tuple[str, ...]:
     for name in key:
         table = table[name]
     typed: Sequence[str] = ()
-    if key[0] in ("small_talk", "rude"):
+    if key[0] in ("small_talk", "rude"):  # "good night" stands in many a message; only the same one counts
         *_, topic, language = key
-        typed = messages()["talk"][topic][language]
+        written = {_letters(question) for question in table["questions"]}
+        typed = [text for text in messages()["talk"][topic][language] if _letters(text) in written]
     return _divide(table["questions"], " ".join(key), typed=typed)[part]
 
 
@@ -206,6 +207,8 @@ def talk_prompts(language: Language, wording_part: Part) -> list[Prompt]:
     ]
     for topic in ("harmful", "rude"):
         answers = tuple(wordings()[topic][language]["answers"])
+        if topic == "harmful":  # who says that this is not what it knows has not helped either
+            answers += decline(language)
         asked = other_wordings(topic, language, part=wording_part)
         prompts += [Prompt(question, language, "harmful", answers) for question in asked]
     return prompts

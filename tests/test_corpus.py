@@ -59,7 +59,7 @@ def documents(seed, count):
     return tuple(itertools.islice(pretraining_documents(seed), count))
 
 
-ENOUGH = 15_000  # documents: several rounds over all entities
+ENOUGH = 36_000  # documents: several rounds over all entities
 
 
 def of_kind(kind):
@@ -174,7 +174,9 @@ def test_a_value_is_always_translated_alike():
         ("animal_class", "animal"),
         ("food", "animal"),
     ):
-        pairs = {(entity.facts[relation]["en"], entity.facts[relation]["zh"]) for entity in of_kind(kind)}
+        # Korean has two names in Chinese, one for each of the two countries.
+        alike = [entity for entity in of_kind(kind) if relation != "language" or entity.names["en"] != "North Korea"]
+        pairs = {(entity.facts[relation]["en"], entity.facts[relation]["zh"]) for entity in alike}
         assert len({english for english, _ in pairs}) == len({chinese for _, chinese in pairs}) == len(pairs), relation
 
 
@@ -199,7 +201,8 @@ def test_names_of_countries_currencies_and_languages_are_babels(language):
     countries = {r["code"] for r in rows if as_in_sentences(locale.territories.get(r["code"])) != r[f"name_{language}"]}
     assert countries == NAMES_UNLIKE_BABEL[language]
     for row in rows:
-        theirs, ours = as_in_sentences(locale.currencies[row["currency_code"]]), row[f"currency_{language}"]
+        theirs = as_in_sentences(locale.currencies.get(row["currency_code"], ""))
+        ours = row[f"currency_{language}"]
         assert theirs.lower() == ours.lower() or row["currency_code"] in OLD_IN_SOME_BABELS, row
         assert language == "zh" or ours.split()[-1].islower(), row
     languages = {r["code"] for r in rows if locale.languages.get(r["language_code"]) != r[f"language_{language}"]}
