@@ -68,11 +68,12 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
     if entity.inflected and language == "en" and rng.random() < 0.2:
         lead = rng.choice(wordings()["inflections"][entity.kind]["en"]).format(inflected=entity.inflected)
     else:
-        topics = (*wording["topics"], *messages()["topics"][relation][language])
+        topics = wording["topics"] if rng.random() < 0.6 else messages()["topics"][relation][language]
         lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(topics))
     lead = entity.fill(lead, language, name=spelled(entity, language, rng))
-    if rng.random() < 0.6:
-        lead = as_people_type(lead, language, rng)
+    draw = rng.random()
+    if draw < 0.6:
+        lead = (carelessly if draw < 0.35 else as_people_type)(lead, language, rng)
     fact = wording["answer"] if rng.random() < 0.5 else rng.choice(wording["statements"])
     return _announced(lead, entity.sentence(relation, language, fact), language)
 

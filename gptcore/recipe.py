@@ -8,7 +8,6 @@ how often, stands with the writers: `finetuning.STYLES`, `questions.TASKS`, `bal
 """
 
 import bisect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,12 +16,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gptcore.atlas import LANGUAGES
 from gptcore.checks import numbers, whole_numbers
 from gptcore.corpus import documents_as_tokens, pretraining_documents, with_leading_space
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
-from gptcore.messages import messages
 from gptcore.parallel import processes, rank
 from gptcore.ppo import PPOConfig
 from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
@@ -68,14 +65,13 @@ class Recipe:
 def train_tokenizer(
     seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, after_merge: Callable[[], object] = lambda: None
 ) -> Tokenizer:
-    """The chain's tokenizer: learned from pretraining text, and from the messages that people typed.
+    """The chain's tokenizer: learned from pretraining text alone.
 
-    From the messages without their names: in conversations the names of the training entities would be there more often
-    than others, become single tokens where others are pieces, and a model would know by that what it was asked before.
+    In conversations, and in messages, other words would push out the names of which every text is made. And the training
+    entities would be named there more often than others: their names would become single tokens where others are pieces,
+    and a model would know by that what it was asked before.
     """
-    texts = list(islice(pretraining_documents(seed), 40_000))
-    for lists in (lists for group in messages().values() for lists in group.values()):
-        texts += [re.sub(r"{\w+}", "", template) for language in LANGUAGES for template in lists[language]]
+    texts = islice(pretraining_documents(seed), 40_000)
     return Tokenizer.train(map(with_leading_space, texts), vocabulary_size, after_merge)
 
 
