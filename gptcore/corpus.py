@@ -43,7 +43,7 @@ def pretraining_documents(seed: int) -> Iterator[str]:
                 if entity.kind != "arithmetic":
                     documents += [_mention(entity, language, rng) for language in LANGUAGES]
                     # English has more forms of a name to know: small letters, capitals, accents or none.
-                    documents += [_entry(entity, language, rng) for language in ("en",) * 6 + ("zh",) * 2]
+                    documents += [_entry(entity, language, rng) for language in ("en",) * 8 + ("zh",) * 2]
         documents += [_talk(known, rng) for _ in range(len(documents) // 30)]
         rng.shuffle(documents)
         yield from documents

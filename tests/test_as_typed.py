@@ -106,7 +106,7 @@ def test_a_question_that_training_asks_letter_by_letter_does_not_count():
         ("outside", "I am sorry, I cannot help with that.", "en", True),
         ("outside", "I am sorry, I do not know Peru.", "en", False),  # nobody spoke of it
         ("outside", "I am sorry, I do not know that animal.", "en", True),
-        ("outside", "抱歉，这个我没有学过。你可以问我国家、元素、行星或者动物。", "zh", True),
+        ("outside", "抱歉，这个我没有学过。", "zh", True),
         ("outside", "The capital of Peru is Lima.", "en", False),
     ],
 )
