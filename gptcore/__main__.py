@@ -13,11 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gptcore.as_typed import typed_scores
 from gptcore.chain import Chain, evaluate_folder
 from gptcore.chat import Conversation
 from gptcore.checkpoint import OWN, SHIPPED, STAGES, find_stage, load_stage
-from gptcore.evaluation import share
 from gptcore.generation import SamplingConfig
 from gptcore.machine import set_threads
 from gptcore.parallel import join_processes, rank
@@ -76,11 +74,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(as_table(report))
     if arguments.json:
         print(json.dumps(report["scores"]))
-    if arguments.typed:
-        print("\nAsked as people type (see gptcore/as_typed.py): share right, 95 % interval, questions")
-        for stage in ("sft", "ppo"):
-            for name, right in typed_scores(*load_stage(stage, folder), arguments.part).items():
-                print(f"{stage + ' ' + name:<24}{share(right)}")
 
 
 def chat(arguments: argparse.Namespace) -> None:
@@ -142,7 +135,6 @@ def parser() -> argparse.ArgumentParser:
         "--part", choices=("test", "validation"), default="test", help="validation, to choose by (default: test)"
     )
     command.add_argument("--json", action="store_true", help="print the scores as JSON, too")
-    command.add_argument("--typed", action="store_true", help="ask what fresh writers typed, too")
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser("chat", help="talk to a model")

@@ -18,16 +18,17 @@ from gptcore.chat_template import Turn, decode_answer
 from gptcore.decoder import Decoder
 from gptcore.generation import GREEDY, generate
 from gptcore.gold import exact
-from gptcore.questions import Part, Prompt, fact_prompt
+from gptcore.messages import filled_in_all_ways, letters, messages
+from gptcore.questions import Part, Prompt, decline, fact_prompt, question_wordings, talk_prompts
 from gptcore.tokenizer import END, Tokenizer
 
 TALK = {
     "greeting": ("greeting",),
-    "how": ("greeting", "identity"),
+    "how": ("how",),
     "thanks": ("thanks",),
     "goodbye": ("goodbye",),
     "who": ("identity",),
-    "can": ("identity",),
+    "can": ("abilities", "identity"),
 }
 """Which topics of `wordings.json` answer a kind of small talk. What is outside of the model's world must be declined."""
 
@@ -90,34 +91,60 @@ def talk_is_right(about: str, answer: str, language: Language) -> bool:
     """Whether small talk was answered in kind; what is outside must be declined, and without naming some other thing."""
     if about in TALK:
         return any(answer in wordings()["small_talk"][topic][language]["answers"] for topic in TALK[about])
-    declined = [*wordings()["harmful"][language]["answers"], *_declining(language)]
+    declined = [*wordings()["harmful"][language]["answers"], *decline(language), *_declining(language)]
     named = any(mentions(answer, entity) for part in split_entities().values() for entity in part)
     return any(phrase in answer for phrase in declined) and not named
 
 
 def _declining(language: Language) -> list[str]:
-    """How a refusal begins, before the name of what is not known."""
-    return [wording.split("{name}")[0].strip() for wording in wordings()["unknown"][language]["answers"]]
+    """How a refusal begins, before the kind of what is not known."""
+    return [wording.split("{kind}")[0].strip() for wording in wordings()["unknown"][language]["answers"]]
+
+
+@cache
+def _trained_messages(language: Language) -> frozenset[str]:
+    """The letters of all messages that training may hold and that name nothing."""
+    lists = [texts[language] for kind in ("talk", "outside", "followups") for texts in messages()[kind].values()]
+    asked = [prompt.question for prompt in talk_prompts(language, "train")]
+    return frozenset(letters(text) for texts in (*lists, asked) for text in texts)
+
+
+@cache
+def stands_in_training(prompt: Prompt) -> bool:
+    """Whether training asks the same letter by letter; anybody types "hi", and nothing is measured by it."""
+    language, asked = prompt.language, letters(prompt.question)
+    if asked in _trained_messages(language):
+        return True
+    entity, relation = prompt.entity, prompt.relation
+    if entity is None or relation is None:
+        return False
+    templates = [*messages()["facts"][relation][language], *question_wordings(relation, language, "train")]
+    templates += messages()["same"][entity.kind if entity.operands is None else relation][language]
+    return any(asked in filled_in_all_ways(entity, template, language) for template in templates)
 
 
 def typed_scores(model: Decoder, tokenizer: Tokenizer, part: Part = "test") -> dict[str, list[bool]]:
-    """Right or wrong: `facts_en`, `facts_zh`, `talk_`, and `followups_`, the later questions of a conversation."""
+    """Right or wrong: `facts_en`, `facts_zh`, `talk_`, and `followups_`, the later questions of a conversation.
+
+    What training happens to ask letter by letter does not count.
+    """
     scores: dict[str, list[bool]] = {}
     for language in LANGUAGES:
         facts = typed_conversations(part, language, "facts")
         answers = converse(model, tokenizer, facts)
-        scores[f"facts_{language}"] = [exact(*pair) for pair in _flat(facts, answers)]
+        scores[f"facts_{language}"] = [exact(*pair) for pair in _counted(facts, answers)]
         scores[f"talk_{language}"] = []
         for about in (*TALK, "outside"):
             talk = typed_conversations(part, language, about)
             said = converse(model, tokenizer, talk)
-            scores[f"talk_{language}"] += [talk_is_right(about, answer, language) for _, answer in _flat(talk, said)]
+            scores[f"talk_{language}"] += [talk_is_right(about, answer, language) for _, answer in _counted(talk, said)]
         threads = typed_conversations(part, language, "threads")
-        later = _flat([t[1:] for t in threads], [a[1:] for a in converse(model, tokenizer, threads)])
+        later = _counted([t[1:] for t in threads], [a[1:] for a in converse(model, tokenizer, threads)])
         scores[f"followups_{language}"] = [exact(*pair) for pair in later if pair[0].task == "fact"]
     return scores
 
 
-def _flat(conversations: Sequence[Sequence[Prompt]], answers: Sequence[Sequence[str]]) -> list[tuple[Prompt, str]]:
+def _counted(conversations: Sequence[Sequence[Prompt]], answers: Sequence[Sequence[str]]) -> list[tuple[Prompt, str]]:
     pairs = zip(conversations, answers, strict=True)
-    return [pair for prompts, said in pairs for pair in zip(prompts, said, strict=True)]
+    flat = [pair for prompts, said in pairs for pair in zip(prompts, said, strict=True)]
+    return [pair for pair in flat if not stands_in_training(pair[0])]

@@ -16,7 +16,7 @@ import csv
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -42,11 +42,16 @@ class Entity:
     """Relation to value by language; every value is "" for an invented entity."""
     operands: tuple[int, int] | None = None
     """The two numbers of an arithmetic entity."""
+    aliases: Mapping[Language, tuple[str, ...]] = field(default_factory=lambda: {"en": (), "zh": ()})
+    """Other names by which people call it: the USA, Holland, 老美."""
+    inflected: str = ""
+    """The English plural of an animal (lions), the adjective of a country (Dutch; "" if there is none)."""
 
-    def fill(self, template: str, language: Language, value: str = "") -> str:
-        """Put name, operands and value into a wording and begin it with a capital letter."""
+    def fill(self, template: str, language: Language, value: str = "", name: str = "") -> str:
+        """Put name (or another spelling of it), operands and value into a wording; it begins with a capital letter."""
         a, b = self.operands or ("", "")
-        text = template.format(name=self.names[language], value=value, a=a, b=b)
+        kind = wordings()["kinds"][self.kind][language]
+        text = template.format(name=name or self.names[language], value=value, a=a, b=b, kind=kind)
         return text[0].upper() + text[1:]
 
     def sentence(self, relation: str, language: Language, template: str | None = None) -> str:
@@ -93,6 +98,11 @@ def _in_both(row: dict[str, str], column: str) -> dict[Language, str]:
     return {language: row[column] if column in row else row[f"{column}_{language}"] for language in LANGUAGES}
 
 
+def _aliases(row: dict[str, str]) -> Mapping[Language, tuple[str, ...]]:
+    listed = {language: row.get(f"aliases_{language}", "") for language in LANGUAGES}
+    return MappingProxyType({language: tuple(filter(None, names.split(";"))) for language, names in listed.items()})
+
+
 @cache
 def entities() -> tuple[Entity, ...]:
     """Every real entity of the atlas."""
@@ -101,7 +111,9 @@ def entities() -> tuple[Entity, ...]:
         for row in _table(table):
             names = _in_both(row, "name")
             names["en"] = f"{row.get('article_en', '')} {names['en']}".strip()
-            found.append(Entity(kind, names, {relation: _in_both(row, columns[relation]) for relation in columns}))
+            facts = {relation: _in_both(row, columns[relation]) for relation in columns}
+            inflected = row.get("plural_en") or row.get("adjective_en") or ""
+            found.append(Entity(kind, names, facts, None, _aliases(row), inflected))
     for a in range(21):
         for b in range(21):
             if a + b <= 20:
@@ -125,12 +137,19 @@ _ANIMAL_ENDINGS = {"": "兽", "bird": "鸟", "cat": "猫"}
 # Characters with the metal radical, as most elements have, that name no element.
 _ELEMENT_CHARACTERS = "锋钧铠锦镜铃锁链锤钉针钓钩铲铭锐锻键镖镰铮铎锟锭锣铛锄铡铐镯"
 
+# Peoples, mountains and islands whose names the syllables would give.
+_NO_INVENTIONS = {"zulu", "saka", "pamir", "Pamirstan", "tana", "mamo", "drava", "Lunaria", "Mazustan"}
+_NO_INVENTIONS |= {"tabel"}  # nor a slip of the finger
+
 
 def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
     """Entities that do not exist, with names in both languages that look as if they did."""
     # With the characters that usually write them, so that an invented name has both forms.
     syllables = {row["latin"]: row["chinese"] for row in _table("syllables")}
-    taken = {name for entity in entities() for name in entity.names.values()}
+    taken = {name for entity in entities() for name in entity.names.values()} | _NO_INVENTIONS
+    taken |= {name for entity in entities() for names in entity.aliases.values() for name in names}
+    taken |= {name for entity in _outside() for name in entity.names.values()}
+    taken |= {value.lower() for entity in entities() for values in entity.facts.values() for value in values.values()}
     facts = {relation: dict.fromkeys(LANGUAGES, "") for relation in relations_of(kind)}
     characters = rng.sample(_ELEMENT_CHARACTERS, len(_ELEMENT_CHARACTERS))
     found: list[Entity] = []
@@ -154,6 +173,15 @@ def _invented(kind: str, count: int, rng: random.Random) -> list[Entity]:
     return found
 
 
+def _outside() -> list[Entity]:
+    """Things that there are, in the world or in stories, but not in the tables: hedgehogs, Narnia, steel."""
+    found = []
+    for row in _table("outside_names"):
+        facts = {relation: dict.fromkeys(LANGUAGES, "") for relation in relations_of(row["kind"])}
+        found.append(Entity(row["kind"], _in_both(row, "name"), facts, inflected=row["plural_en"]))
+    return found
+
+
 KNOWN = ("train", "validation", "test")
 UNKNOWN = ("unknown_train", "unknown_validation", "unknown_test")
 _SHARES = {  # of the entities of a kind; what is left goes to `train`
@@ -164,7 +192,7 @@ _SHARES = {  # of the entities of a kind; what is left goes to `train`
     "unknown_test": {"country": 0.06, "element": 0.06, "animal": 0.06},
 }
 # How many of each kind are invented for the parts in `UNKNOWN`.
-_INVENTED = {"country": (300, 20, 30), "element": (12, 5, 10), "animal": (100, 10, 15)}
+_INVENTED = {"country": (500, 20, 30), "element": (12, 5, 10), "animal": (160, 10, 15)}
 
 
 @cache
@@ -196,6 +224,7 @@ def split_entities() -> Mapping[str, tuple[Entity, ...]]:
         for count, name in zip(counts, UNKNOWN, strict=True):
             parts[name] += found[:count]
             found = found[count:]
+    parts["unknown_train"] += _outside()
     return MappingProxyType({name: tuple(part) for name, part in parts.items()})
 
 

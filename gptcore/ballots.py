@@ -16,12 +16,13 @@ from typing import Generic, TypeVar
 import torch
 
 from gptcore.atlas import Entity, Language, join, split_entities, wordings
-from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
+from gptcore.chat_template import decode_answer, encode_answer, room_for_prompt
 from gptcore.decoder import Decoder
 from gptcore.finetuning import STYLES, write_answer
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.questions import Prompt, PromptSource, with_some_mark
+from gptcore.prompts import PromptSource, draw_encoded
+from gptcore.questions import Prompt, decline
 from gptcore.shapes import batches_by_length
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
@@ -63,6 +64,9 @@ def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
     A reward model that never saw an answer of some kind grades it at random, and PPO will find out.
     """
     if prompt.entity is None:
+        if rng.random() < 0.3:  # a fact that nobody asked for
+            entity = rng.choice(_may_be_named())
+            return entity.sentence(rng.choice(list(entity.facts)), prompt.language)
         return rng.choice(rng.choice(_other_talk(prompt.language)))
     flaw = rng.random()
     if flaw < 0.2:
@@ -73,7 +77,13 @@ def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
 
 
 def _other_talk(language: Language) -> list[list[str]]:
-    return [topic[language]["answers"] for topic in (*wordings()["small_talk"].values(), wordings()["harmful"])]
+    topics = (*wordings()["small_talk"].values(), wordings()["harmful"], wordings()["rude"])
+    return [*(topic[language]["answers"] for topic in topics), decline(language), _refusals_of_kinds(language)]
+
+
+def _refusals_of_kinds(language: Language) -> list[str]:
+    answers, kinds = wordings()["unknown"][language]["answers"], wordings()["kinds"].values()
+    return [answer.format(kind=kind[language]) for answer in answers for kind in kinds]
 
 
 def _false_answer(prompt: Prompt, entity: Entity, rng: random.Random) -> str:
@@ -129,9 +139,10 @@ def collect_ballots(
     """
     rng = random.Random(f"ballots {seed}")
     generator = generator_for(seed, 1)
+    room = room_for_prompt(model.config.context_length, SamplingConfig().max_new_tokens)
     for start in range(0, count, batch):
-        prompts = [source.draw(rng) for _ in range(min(batch, count - start))]
-        prompt_ids = [encode_prompt(tokenizer, with_some_mark(prompt.question, rng)) for prompt in prompts]
+        drawn = [draw_encoded(source, rng, tokenizer, room) for _ in range(min(batch, count - start))]
+        prompts, prompt_ids = [prompt for prompt, _ in drawn], [ids for _, ids in drawn]
         samples = generate(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
         for i, prompt in enumerate(prompts):
             answers = [samples[i], samples[i + len(prompts)]]

@@ -31,7 +31,8 @@ from gptcore.interruption import Interruptible, Stopwatch
 from gptcore.machine import choose_device, describe_machine
 from gptcore.parallel import leave_processes, rank, wait_for_all
 from gptcore.ppo import PPO
-from gptcore.questions import Part, PromptSource
+from gptcore.prompts import PromptSource
+from gptcore.questions import Part
 from gptcore.recipe import Recipe, finetuning_stream, replay_batches, text_batches, train_tokenizer
 from gptcore.reward import RewardModel, train_reward_model
 from gptcore.runs import RunFolder, read_report, require_models
@@ -182,7 +183,8 @@ class Chain(Interruptible):
         torch.manual_seed(self.seed)
         model = Decoder(replace(shape, vocabulary_size=tokenizer.vocabulary_size, separator=separator))
         model = model.to(choose_device())
-        trainer = Trainer(model, text_batches((tokens, tokens), self.recipe, self.seed), config)
+        batches = text_batches((tokens, tokens), self.recipe, self.seed, separator)
+        trainer = Trainer(model, batches, config)
         self.run_resumably("pretrain", trainer, config.steps)
         return model
 
@@ -191,7 +193,8 @@ class Chain(Interruptible):
         stream = finetuning_stream(tokenizer, self.recipe, config.steps, self.seed)
         model = copy.deepcopy(base)
         introduce_chat_tokens(model, tokenizer)
-        trainer = Trainer(model, text_batches(stream, self.recipe, self.seed), config)
+        batches = text_batches(stream, self.recipe, self.seed, tokenizer.special[END_OF_TEXT])
+        trainer = Trainer(model, batches, config)
         self.run_resumably("sft", trainer, config.steps)
         return model
 
@@ -228,7 +231,7 @@ class Chain(Interruptible):
             bits = base_score(models[0], tokenizer, self.seed, self._own_ids(tokenizer)[1])
             self.report["scores"] = {"base_bits_per_byte": bits}
             return
-        with tqdm(total=6, desc="evaluation", unit="exam", disable=not self.progress) as bar:
+        with tqdm(total=7, desc="evaluation", unit="exam", disable=not self.progress) as bar:
 
             def after_exam() -> None:
                 bar.update()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gptcore.chat_template import Turn, encode_prompt
+from gptcore.chat_template import Turn, encode_prompt, room_for_prompt, too_long
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
 from gptcore.generation import GREEDY, SamplingConfig, stream
@@ -45,23 +45,16 @@ class Conversation:
         if not message.strip():
             raise ValueError("the message is empty: type a question")
         message, context_length = message.strip(), self.model.config.context_length
-        room = context_length - (1 if self.plain else min(self.sampling.max_new_tokens, context_length // 2))
+        room = context_length - 1 if self.plain else room_for_prompt(context_length, self.sampling.max_new_tokens)
         # Not even cut into the longest tokens there are would it fit: that is known without cutting it.
         if len(message) > room * max(map(len, self.tokenizer.token_bytes)):
-            raise ValueError(self._too_long(f"{len(message):,} characters", room))
+            raise ValueError(too_long(f"{len(message):,} characters", room))
         if self.plain:
             ids = encode_document(self.tokenizer, message)
             if len(ids) > room:
-                raise ValueError(self._too_long(f"{len(ids)} tokens", room))
+                raise ValueError(too_long(f"{len(ids)} tokens", room))
             return ids
-        for first in range(len(self.turns) + 1):
-            ids = encode_prompt(self.tokenizer, message, self.turns[first:])
-            if len(ids) <= room:
-                return ids
-        raise ValueError(self._too_long(f"{len(ids)} tokens", room))
-
-    def _too_long(self, length: str, room: int) -> str:
-        return f"the message has {length}, the model reads at most {room} tokens at a time: make it shorter"
+        return encode_prompt(self.tokenizer, message, self.turns, room)
 
     def say(self, message: str) -> Iterator[str]:
         """Yield the answer piece by piece, as it is made; afterwards it is part of the conversation.

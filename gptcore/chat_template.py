@@ -7,6 +7,7 @@ step in notebooks/08_fine_tuning.ipynb; `chat_template.jinja` says the same to o
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 from gptcore.corpus import with_leading_space
 from gptcore.loss import IGNORED
@@ -16,18 +17,38 @@ Turn = tuple[str, str]
 """A question and its answer."""
 
 
-def encode_prompt(tokenizer: Tokenizer, question: str, history: Sequence[Turn] = ()) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer, question: str, history: Sequence[Turn] = (), room: int | None = None
+) -> list[int]:
     """Ids of a conversation up to the point where the assistant shall speak.
 
     Args:
         tokenizer: its special tokens mark who speaks; the texts cannot contain them.
         question: the user's last message.
         history: earlier turns.
+        room: how many ids there may be; the oldest turns are left out until they fit. None for all turns.
+
+    Raises:
+        ValueError: if not even the question fits.
     """
-    ids = [tokenizer.special[END_OF_TEXT]]
-    for user, assistant in history:
-        ids += _encode_question(tokenizer, user) + encode_answer(tokenizer, assistant)
-    return ids + _encode_question(tokenizer, question)
+    turns = [_encode_question(tokenizer, user) + encode_answer(tokenizer, assistant) for user, assistant in history]
+    turns.append(_encode_question(tokenizer, question))
+    while room is not None and len(turns) > 1 and 1 + sum(map(len, turns)) > room:
+        del turns[0]
+    ids = [tokenizer.special[END_OF_TEXT], *chain.from_iterable(turns)]
+    if room is not None and len(ids) > room:
+        raise ValueError(too_long(f"{len(ids)} tokens", room))
+    return ids
+
+
+def room_for_prompt(context_length: int, max_new_tokens: int) -> int:
+    """How many tokens may stand before an answer of that many: half of the context at least."""
+    return context_length - min(max_new_tokens, context_length // 2)
+
+
+def too_long(length: str, room: int) -> str:
+    """What to say of a message that cannot be read."""
+    return f"the message has {length}, the model reads at most {room} tokens at a time: make it shorter"
 
 
 def _encode_question(tokenizer: Tokenizer, question: str) -> list[int]:

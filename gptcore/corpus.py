@@ -4,13 +4,14 @@ Chapter 3 reads the documents for the first time, notebooks/05_pretraining.ipynb
 """
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from gptcore.atlas import KNOWN, LANGUAGES, Entity, Language, join, split_entities, wordings
+from gptcore.messages import as_people_type, carelessly, fill_message, messages, spelled
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 
 # --- Documents -----------------------------------------------------------------------------------
@@ -35,11 +36,15 @@ def pretraining_documents(seed: int) -> Iterator[str]:
         documents = []
         for entity in known:
             # Every entity gets about as many sentences, however few facts it has.
-            for _ in range({"country": 1, "animal": 1, "element": 2, "planet": 2, "arithmetic": 2}[entity.kind]):
+            for _ in range({"country": 1, "animal": 2, "element": 2, "planet": 2, "arithmetic": 3}[entity.kind]):
                 documents += [_paragraph(entity, language, rng) for language in LANGUAGES]
                 documents += [_parallel(entity, relation, rng) for relation in entity.facts]
                 documents += [_section(entity, r, language, rng) for r in entity.facts for language in LANGUAGES]
-        documents += [_talk(rng) for _ in range(len(documents) // 30)]
+                if entity.kind != "arithmetic":
+                    documents += [_mention(entity, language, rng) for language in LANGUAGES]
+                    # English has more forms of a name to know: small letters, capitals, accents or none.
+                    documents += [_entry(entity, language, rng) for language in ("en",) * 8 + ("zh",) * 2]
+        documents += [_talk(known, rng) for _ in range(len(documents) // 30)]
         rng.shuffle(documents)
         yield from documents
 
@@ -56,13 +61,44 @@ def _paragraph(entity: Entity, language: Language, rng: random.Random) -> str:
 def _section(entity: Entity, relation: str, language: Language, rng: random.Random) -> str:
     """A line that announces what comes, as headings do, and the fact.
 
-    The name stands in the first line in ever different company and must be carried into the second:
-    practice for finding it in a question.
+    The name stands in the first line in ever different company, often in another spelling, and must be carried into
+    the second: practice for finding it in a question.
     """
     wording = wordings()["relations"][relation][language]
-    lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(wording["topics"]))
+    if entity.inflected and language == "en" and rng.random() < 0.2:
+        lead = rng.choice(wordings()["inflections"][entity.kind]["en"]).format(inflected=entity.inflected)
+    else:
+        topics = wording["topics"] if rng.random() < 0.6 else messages()["topics"][relation][language]
+        lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(topics))
+    lead = entity.fill(lead, language, name=spelled(entity, language, rng))
+    draw = rng.random()
+    if draw < 0.6:
+        lead = (carelessly if draw < 0.35 else as_people_type)(lead, language, rng)
     fact = wording["answer"] if rng.random() < 0.5 else rng.choice(wording["statements"])
-    return join([entity.fill(lead, language), entity.sentence(relation, language, fact)], language)
+    return _announced(lead, entity.sentence(relation, language, fact), language)
+
+
+def _entry(entity: Entity, language: Language, rng: random.Random) -> str:
+    """A name alone, in any of the forms that people give it, and a fact, as in an encyclopedia."""
+    name = spelled(entity, language, rng)
+    form = rng.choices((str.lower, str.capitalize, str.upper, str), (0.45, 0.25 * name.islower(), 0.06, 0.3))[0]
+    head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(carelessly(form(name), language, rng))
+    return f"{head} {entity.sentence(rng.choice(sorted(entity.facts)), language)}"
+
+
+def _mention(entity: Entity, language: Language, rng: random.Random) -> str:
+    """A line of everyday prose in which the name stands, and a fact: practice for finding it among other words."""
+    templates = messages()["mentions"][entity.kind][language]
+    template = rng.choice(templates)
+    while not entity.inflected and ("{adjective}" in template or "{names}" in template):
+        template = rng.choice(templates)
+    line = carelessly(fill_message(entity, template, language, rng), language, rng)
+    return _announced(line, entity.sentence(rng.choice(sorted(entity.facts)), language), language)
+
+
+def _announced(line: str, fact: str, language: Language) -> str:
+    gap = " " if language == "en" or line[-1].isalnum() else ""  # a hurried line has no full stop
+    return f"{line}{gap}{fact}"
 
 
 def _parallel(entity: Entity, relation: str, rng: random.Random) -> str:
@@ -72,15 +108,18 @@ def _parallel(entity: Entity, relation: str, rng: random.Random) -> str:
     return " ".join(pair)
 
 
-def _talk(rng: random.Random) -> str:
-    """Polite talk about nothing in particular."""
+def _talk(known: Sequence[Entity], rng: random.Random) -> str:
+    """Polite talk, some of it around a fact."""
     language = rng.choice(LANGUAGES)
-    lines = [rng.choice(topic[language]["answers"]) for topic in wordings()["small_talk"].values()]
-    lines.append(rng.choice(wordings()["harmful"][language]["answers"]))
-    nothing = {"en": "the answer", "zh": "答案"}[language]
-    lines.append(rng.choice(wordings()["unknown"][language]["answers"]).format(name=nothing))
-    wrapper = rng.choice([w for style in wordings()["styles"][language].values() for w in style])
-    lines.append(wrapper.format(answer=nothing.capitalize() + {"en": ".", "zh": "。"}[language]))
+    table = wordings()
+    talk = [*table["small_talk"].values(), table["outside"], table["harmful"], table["rude"]]
+    lines = [rng.choice(topic[language]["answers"]) for topic in talk]
+    kind = rng.choice(("country", "element", "animal"))
+    lines.append(rng.choice(table["unknown"][language]["answers"]).format(kind=table["kinds"][kind][language]))
+    entity = rng.choice(known)
+    fact = entity.sentence(rng.choice(list(entity.facts)), language)
+    wrapper = rng.choice([w for style in table["styles"][language].values() for w in style])
+    lines.append(wrapper.format(answer=fact))
     return join(rng.sample(lines, 3), language)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from gptcore.as_typed import typed_scores
 from gptcore.atlas import LANGUAGES
 from gptcore.ballots import collect_ballots
 from gptcore.chat_template import decode_answer, encode_prompt
@@ -19,7 +20,8 @@ from gptcore.decoder import Decoder
 from gptcore.evaluation import bits_per_byte, bleu, share, units
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.gold import exact, gold_score, gold_verdict
-from gptcore.questions import Part, Prompt, PromptSource, fact_prompts, translate_prompts
+from gptcore.prompts import PromptSource
+from gptcore.questions import Part, Prompt, fact_prompts, translate_prompts
 from gptcore.reward import RewardModel, pair_accuracy
 from gptcore.rollouts import kl_of_answers
 from gptcore.tokenizer import END, Tokenizer
@@ -63,7 +65,7 @@ def exam(part: Part) -> Mapping[str, tuple[Prompt, ...]]:
     questions["translation"] = translation
     questions["mixed"] = []
     for wording_part in ("train", part):
-        source = PromptSource(part, wording_part)
+        source = PromptSource(part, wording_part, as_typed=False)
         drawn = [source.draw(rng) for _ in range(400)]
         # Small talk has no entities to hold out: only its unseen wordings count.
         questions["mixed"] += [prompt for prompt in drawn if prompt.entity or wording_part == part]
@@ -162,7 +164,7 @@ def score_chain(
         base, sft, reward_model, ppo: the models.
         seed: of the run.
         part: `validation` for choosing, `test` for reporting.
-        after_exam: called after each of the six exams, for a progress bar.
+        after_exam: called after each of the seven exams, for a progress bar.
 
     Returns:
         scores by name, and for those that are shares low and high end of the 95 % interval and the number of questions.
@@ -173,7 +175,9 @@ def score_chain(
     for name, model in (("sft", sft), ("ppo", ppo)):
         shares |= {f"{name}_{key}": values for key, values in answer_scores(model, tokenizer, part).items()}
         after_exam()
-    # What the chain translates with in the end.
+    # Of the model that the chain ends with: as people type, and translation.
+    shares |= {f"typed_{key}": values for key, values in typed_scores(ppo, tokenizer, part).items()}
+    after_exam()
     shares["translation_exact"], translation_bleu = translation_scores(ppo, tokenizer, part)
     after_exam()
     ballots = list(collect_ballots(sft, tokenizer, PromptSource(part), 300, seed + 1_000_000))

@@ -18,7 +18,8 @@ from gptcore.atlas import Language, wordings
 from gptcore.chat_template import Turn, encode_conversation
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
-from gptcore.questions import Prompt, PromptSource, with_some_mark
+from gptcore.prompts import PromptSource, draw_thread
+from gptcore.questions import Prompt
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER, Tokenizer
 
 # --- Packing -------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def introduce_chat_tokens(model: Decoder, tokenizer: Tokenizer) -> None:
 
 # --- Demonstrations ------------------------------------------------------------------------------
 
-STYLES = {"plain": 0.43, "curt": 0.10, "rambling": 0.29, "polite": 0.16, "wrong language": 0.02}
+STYLES = {"plain": 0.48, "curt": 0.10, "rambling": 0.22, "polite": 0.18, "wrong language": 0.02}
 """How the writers of the demonstrations answer, and how often."""
 
 
@@ -91,6 +92,8 @@ def write_answer(prompt: Prompt, style: str, rng: random.Random) -> str:
         return rng.choice(wordings()["styles"][prompt.language][style]).format(answer=answer)
     if style == "curt" and styled:
         # A bare value; of an account the first sentence.
+        if prompt.names_value:
+            return prompt.entity.names[prompt.language]
         if prompt.relation:
             return prompt.entity.facts[prompt.relation][prompt.language]
         return prompt.entity.sentence(next(iter(prompt.entity.facts)), prompt.language)
@@ -102,7 +105,7 @@ def write_answer(prompt: Prompt, style: str, rng: random.Random) -> str:
 
 
 def demonstrations(seed: int) -> Iterator[list[Turn]]:
-    """Endless conversations of one to three turns, written in the mixed styles.
+    """Endless conversations of one to six turns, written in the mixed styles.
 
     Args:
         seed: equal seeds, equal conversations.
@@ -111,8 +114,7 @@ def demonstrations(seed: int) -> Iterator[list[Turn]]:
     source = PromptSource()
     while True:
         turns = []
-        for _ in range(rng.choices((1, 2, 3), (0.7, 0.2, 0.1))[0]):
-            prompt = source.draw(rng)
+        for prompt in draw_thread(source, rng):
             style = rng.choices(list(STYLES), list(STYLES.values()))[0]
-            turns.append((with_some_mark(prompt.question, rng), write_answer(prompt, style, rng)))
+            turns.append((prompt.question, write_answer(prompt, style, rng)))
         yield turns

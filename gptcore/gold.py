@@ -23,7 +23,7 @@ class Verdict(NamedTuple):
     full_sentence: bool
     """Is a sentence, not a bare value."""
     polite: bool
-    """Has a kind word around a fact; elsewhere this is not asked for."""
+    """Has a kind word around a fact; around a translation there must be none."""
     brief: bool
     """Has no more than a short phrase besides the answer."""
 
@@ -40,9 +40,10 @@ def without_style(answer: str) -> str:
 
 
 def _refusal_phrases(language: Language) -> list[str]:
-    """`I do not know`, 我不知道 and so on: the last clause before the name in each refusal."""
-    before_name = [wording.split("{name}")[0] for wording in wordings()["unknown"][language]["answers"]]
-    return [text.replace("，", ", ").split(", ")[-1].strip() for text in before_name]
+    """`I do not know`, 我不了解 and so on: the last clause before "that country", 这个国家, in each refusal."""
+    that = {"en": "that {kind}", "zh": "这个{kind}"}[language]
+    before = [wording.split(that)[0] for wording in wordings()["unknown"][language]["answers"]]
+    return [text.replace("，", ", ").split(", ")[-1].strip() for text in before]
 
 
 def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
@@ -52,6 +53,7 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
     refused = any(phrase in answer for language in LANGUAGES for phrase in _refusal_phrases(language))
     bare = core.rstrip(".。")
     values = prompt.entity.facts[prompt.relation] if prompt.entity and prompt.relation else {}
+    names = prompt.entity.names if prompt.entity else {}
     has_chinese = any("\u4e00" <= character <= "\u9fff" or character in "。，！？" for character in answer)
     right_language = has_chinese == (prompt.language == "zh") and answer != ""
 
@@ -60,21 +62,29 @@ def gold_verdict(prompt: Prompt, answer: str) -> Verdict:
     elif refused:
         true = False
     elif prompt.task == "fact" and prompt.entity and prompt.relation:
-        true = core in _statements(prompt.entity, prompt.relation) or bare in values.values()
-        right_language = right_language or bare == values[prompt.language]
+        # The bare answer: a value, or of the question for the one that has it a name.
+        short = names if prompt.names_value else values
+        true = core in _statements(prompt.entity, prompt.relation) or bare in short.values()
+        right_language = right_language or bare == short[prompt.language]
     elif prompt.task == "about" and prompt.entity:
         true = _only_true_sentences(prompt.entity, core)
     else:
         true = core in prompt.references
 
-    full_sentence = answer.endswith((".", "!", "?", "。", "！", "？")) and bare not in values.values()
+    full_sentence = answer.endswith((".", "!", "?", "。", "！", "？")) and bare not in (
+        *values.values(),
+        *names.values(),
+    )
     styled = any(
         part and part in answer
         for wrapper in wordings()["styles"][prompt.language]["polite"]
         for part in (piece.strip() for piece in wrapper.split("{answer}"))
     )
-    polite = styled or prompt.task not in ("fact", "about") or (refused and not prompt.known)
-    room = 30 if prompt.language == "en" else 12  # a polite phrase fits, rambling does not
+    if prompt.task in ("fact", "about"):
+        polite = styled or (refused and not prompt.known)
+        room = 30 if prompt.language == "en" else 12  # a polite phrase fits, rambling does not
+    else:  # who asks for a translation wants that and nothing around it
+        polite, room = not styled, 0
     brief = len(answer) <= max(map(len, prompt.references)) + room
     return Verdict(true, refused, right_language, full_sentence, polite, brief)
 

@@ -58,7 +58,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 class PPOConfig:
     """How the policy is improved."""
 
-    iterations: int = 56
+    iterations: int = 48
     """Rollouts, each followed by updates."""
     rollout_size: int = 256
     """Answers in a rollout."""

@@ -12,7 +12,8 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from gptcore.atlas import LANGUAGES, UNKNOWN, Entity, Language, join, split_entities, wordings
+from gptcore.atlas import UNKNOWN, Entity, Language, join, split_entities, wordings
+from gptcore.messages import messages
 
 # --- One question --------------------------------------------------------------------------------
 
@@ -35,6 +36,10 @@ class Prompt:
     """Which of its facts is asked for."""
     known: bool = True
     """Whether the pretraining text tells the answer."""
+    names_value: bool = False
+    """Whether the question holds the value and asks for the entity: which country has Ottawa as its capital?"""
+    history: tuple[tuple[str, str], ...] = ()
+    """Earlier messages of the conversation and their answers; the question may lean on them."""
 
 
 @cache
@@ -48,6 +53,11 @@ def statements(entity: Entity, relation: str, language: Language) -> tuple[str, 
 @cache
 def _refusals(entity: Entity, language: Language) -> tuple[str, ...]:
     return tuple(entity.fill(wording, language) for wording in wordings()["unknown"][language]["answers"])
+
+
+def decline(language: Language) -> tuple[str, ...]:
+    """What to say to a request for something that is not in the atlas."""
+    return tuple(wordings()["outside"][language]["answers"])
 
 
 def fact_prompt(entity: Entity, relation: str, language: Language, template: str) -> Prompt:
@@ -94,24 +104,29 @@ def _letters(template: str) -> str:
 def nearly_equal(held_out: str, seen: str) -> bool:
     """Whether a seen wording holds the held-out one whole, or all but a word or two of it."""
     a, b = _letters(held_out), _letters(seen)
-    return a in b or (b in a and len(b) > 0.8 * len(a))
+    return a in b or (b in a and len(b) > 0.75 * len(a))
 
 
 def _divide(
-    questions: Sequence[str], key: str, composed: Sequence[str] = (), wrapped: Sequence[str] = ()
+    questions: Sequence[str],
+    key: str,
+    composed: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
+    typed: Sequence[str] = (),
 ) -> Mapping[Part, tuple[str, ...]]:
     """Divide wordings as the entities are: up to three to validation and to test, drawn, not chosen.
 
-    Only such are drawn as no other wording, written or composed, nearly equals.
+    Only such are drawn as no other wording, written, composed or typed, nearly equals.
 
     Args:
         questions: the wordings as they are written in the table.
         key: name of the question; the draw depends on it.
         composed: further wordings for training.
         wrapped: templates of a `{question}`; around each of the others they make more wordings for training.
+        typed: what training asks besides.
     """
     others = [*questions, *composed]
-    apart = [q for q in questions if sum(nearly_equal(q, other) for other in others) == 1]  # only itself
+    apart = [q for q in questions if sum(nearly_equal(q, other) for other in (*others, *typed)) == 1]  # only itself
     each = min(3, len(questions) // 6)
     held_out = random.Random(f"wordings, {key}").sample(apart, 2 * each)
     seen = [question for question in dict.fromkeys(others) if question not in held_out]
@@ -129,7 +144,8 @@ def question_wordings(relation: str, language: Language, part: Part) -> tuple[st
 def _divided_questions(relation: str, language: Language) -> Mapping[Part, tuple[str, ...]]:
     wording = wordings()["relations"][relation][language]
     framed = [frame.format(topic=topic) for frame in wordings()["frames"][language] for topic in wording["topics"]]
-    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language])
+    typed = [text.replace("{bare}", "{name}") for text in messages()["facts"][relation][language]]
+    return _divide(wording["questions"], f"{relation} {language}", framed, wordings()["wraps"][language], typed)
 
 
 @cache
@@ -143,7 +159,12 @@ def other_wordings(*key: str, part: Part) -> tuple[str, ...]:
     table: Any = wordings()
     for name in key:
         table = table[name]
-    return _divide(table["questions"], " ".join(key))[part]
+    typed: Sequence[str] = ()
+    if key[0] in ("small_talk", "rude"):  # "good night" stands in many a message; only the same one counts
+        *_, topic, language = key
+        written = {_letters(question) for question in table["questions"]}
+        typed = [text for text in messages()["talk"][topic][language] if _letters(text) in written]
+    return _divide(table["questions"], " ".join(key), typed=typed)[part]
 
 
 def fact_prompts(part: str, language: Language, wording_part: Part) -> list[Prompt]:
@@ -177,79 +198,17 @@ def translate_prompts(part: str, target: Language, wording_part: Part) -> list[P
 
 
 def talk_prompts(language: Language, wording_part: Part) -> list[Prompt]:
-    """Greetings, thanks, farewells, questions about the model, and harmful or rude requests."""
+    """Greetings, thanks, farewells, questions about the model, harmful requests and rude words."""
     prompts = [
         Prompt(question, language, "talk", tuple(topic[language]["answers"]))
         for name, topic in wordings()["small_talk"].items()
+        if "questions" in topic[language]
         for question in other_wordings("small_talk", name, language, part=wording_part)
     ]
-    answers = tuple(wordings()["harmful"][language]["answers"])
-    harmful = other_wordings("harmful", language, part=wording_part)
-    return prompts + [Prompt(question, language, "harmful", answers) for question in harmful]
-
-
-# --- Drawing from all ----------------------------------------------------------------------------
-
-TASKS = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}
-"""What the demonstrations are about, and how often."""
-
-
-class PromptSource:
-    """Draws prompts of all tasks about the entities of one part of the division.
-
-    Args:
-        part: `train`, `validation` or `test`; with it go `unknown_train` and so on.
-        wording_part: the wordings of the questions; training sees only those of `train`.
-    """
-
-    def __init__(self, part: str = "train", wording_part: Part = "train") -> None:
-        # Of each task several groups, so that the few planets get their share beside the many countries.
-        # A group holds entities and what is asked of them; the wording is chosen last.
-        self.wording_part: Part = wording_part
-        known, unknown = split_entities()[part], split_entities()[f"unknown_{part}"]
-        named = [entity for entity in known if entity.kind != "arithmetic"]
-        self._groups: dict[str, Sequence[Sequence[Any]]] = {
-            "fact": _by_relation(known),
-            "about": [[(entity, None, language) for entity in named] for language in LANGUAGES],
-            "translate": _by_relation(known),
-            "unknown": [
-                *_by_relation(unknown),
-                [(entity, None, language) for entity in unknown for language in LANGUAGES],
-            ],
-            "talk": [talk_prompts(language, wording_part) for language in LANGUAGES],
-        }
-
-    def draw(self, rng: random.Random) -> Prompt:
-        """One prompt of a random task."""
-        task = rng.choices(list(TASKS), list(TASKS.values()))[0]
-        groups = self._groups[task]
-        # Between "every relation alike" and "every fact alike".
-        group = rng.choices(groups, [len(group) ** 0.5 for group in groups])[0]
-        drawn = rng.choice(group)
-        if isinstance(drawn, Prompt):
-            return drawn
-        entity, relation, language = drawn
-        part = self.wording_part
-        if task == "translate":
-            template = rng.choice(other_wordings("translate", f"to_{language}", part=part))
-            return translate_prompt(entity, relation, language, template)
-        if relation:
-            return fact_prompt(entity, relation, language, rng.choice(question_wordings(relation, language, part)))
-        return about_prompt(entity, language, rng.choice(other_wordings("about", entity.kind, language, part=part)))
-
-
-def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Language]]]:
-    """The facts of some entities, with the language in which to ask, by relation and language."""
-    groups: dict[tuple[str, Language], list[tuple[Entity, str, Language]]] = {}
-    for entity in group:
-        for relation in entity.facts:
-            for language in LANGUAGES:
-                groups.setdefault((relation, language), []).append((entity, relation, language))
-    return list(groups.values())
-
-
-def with_some_mark(question: str, rng: random.Random) -> str:
-    """The question with the mark that people type: of four Chinese ones, one ends in an ASCII mark or none."""
-    if question.endswith("？") and rng.random() < 0.25:
-        return question[:-1] + rng.choice(("?", ""))
-    return question
+    for topic in ("harmful", "rude"):
+        answers = tuple(wordings()[topic][language]["answers"])
+        if topic == "harmful":  # who says that this is not what it knows has not helped either
+            answers += decline(language)
+        asked = other_wordings(topic, language, part=wording_part)
+        prompts += [Prompt(question, language, "harmful", answers) for question in asked]
+    return prompts

@@ -7,10 +7,13 @@ chapters take its numbers with fewer steps, for the first time in notebooks/05_p
 how often, stands with the writers: `finetuning.STYLES`, `questions.TASKS`, `ballots.VOTE_SHARPNESS`.
 """
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from gptcore.checks import numbers, whole_numbers
@@ -19,25 +22,25 @@ from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
 from gptcore.parallel import processes, rank
 from gptcore.ppo import PPOConfig
-from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, Tokenizer
-from gptcore.training import TrainingConfig, generator_for, sample_windows
+from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
+from gptcore.training import TrainingConfig, generator_for
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Every number of the chain."""
 
-    decoder: DecoderConfig = DecoderConfig(vocabulary_size=DEFAULT_VOCABULARY_SIZE)
-    """Shape of the model; vocabulary size and separator are replaced by the trained tokenizer's."""
-    batch_size: int = 16
-    """Windows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
-    pretraining: TrainingConfig = TrainingConfig(steps=560)
+    decoder: DecoderConfig = DecoderConfig(vocabulary_size=DEFAULT_VOCABULARY_SIZE, context_length=256)
+    """Shape of the model, long enough for a conversation of six turns; vocabulary size and separator are replaced by the
+    trained tokenizer's."""
+    batch_size: int = 8
+    """Rows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
+    pretraining: TrainingConfig = TrainingConfig(steps=800)
     """Pretraining; after it the model knows nearly every fact in the words of the texts."""
-    finetuning: TrainingConfig = TrainingConfig(
-        steps=1400, matrix_rate=0.006, embedding_rate=0.0004, head_rate=0.0004, scalar_rate=0.0004
-    )
-    """Fine-tuning; slow embeddings and head, or names that no conversation holds are forgotten."""
-    replayed: float = 0.6
+    finetuning: TrainingConfig = TrainingConfig(steps=1800, embedding_rate=0.01, head_rate=0.002, scalar_rate=0.002)
+    """Fine-tuning; a slow head, or names that no conversation holds are forgotten, but faster embeddings: what people type
+    has many words that no text has."""
+    replayed: float = 0.7
     """Share of pretraining documents among the conversations of fine-tuning, against forgetting."""
     ballots: int = 4000
     """Prompts on whose answers is voted, about six comparisons each."""
@@ -62,33 +65,80 @@ class Recipe:
 def train_tokenizer(
     seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, after_merge: Callable[[], object] = lambda: None
 ) -> Tokenizer:
-    """The chain's tokenizer: learned from pretraining text and conversations of the atlas."""
-    texts = list(islice(pretraining_documents(seed), 10_000))
-    for turns in islice(demonstrations(seed), 3_000):
-        texts += [text for turn in turns for text in turn]
+    """The chain's tokenizer: learned from pretraining text alone.
+
+    In conversations, and in messages, other words would push out the names of which every text is made. And the training
+    entities would be named there more often than others: their names would become single tokens where others are pieces,
+    and a model would know by that what it was asked before.
+    """
+    texts = islice(pretraining_documents(seed), 40_000)
     return Tokenizer.train(map(with_leading_space, texts), vocabulary_size, after_merge)
 
 
-def text_batches(stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Random windows of a stream of ids and targets, batch by number; each of several processes gets its rows.
+def row_starts(tokens: Tensor, context_length: int, separator: int | None = None) -> Tensor:
+    """Where to cut a stream into rows of `context_length` tokens, so that every text is whole in one of them.
+
+    A row that ends inside a text is followed by one that begins with it: a question that is cut off before its answer
+    would teach to answer without one. A text longer than a row is cut where the row ends.
+
+    Args:
+        tokens: `(N,)` ids.
+        context_length: tokens of a row; one more is needed, for the last target.
+        separator: id of the token that begins a text; None for rows end to end.
+    """
+    begins = (tokens == separator).nonzero().flatten().tolist() if separator is not None else []
+    starts, start = [], 0
+    while start + context_length < len(tokens):
+        starts.append(start)
+        last = bisect.bisect_right(begins, start + context_length) - 1
+        start = begins[last] if last >= 0 and begins[last] > start else start + context_length
+    return torch.tensor(starts, device="cpu")
+
+
+def text_batches(
+    stream: tuple[Tensor, Tensor], recipe: Recipe, seed: int, separator: int | None = None
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Rows of a stream of ids and targets, batch by number: all in a random order, then all again in another.
+
+    Args:
+        stream: ids and targets, `(N,)` each.
+        recipe: batch size and context length.
+        seed: of the order.
+        separator: id of the token that begins a text, see `row_starts`.
+
+    Returns:
+        makes inputs and targets `(B, T)` of batch number `i`; each of several processes gets its rows of it.
 
     Raises:
-        ValueError: if there are more processes than rows.
+        ValueError: if there are more processes than rows, or the stream is too short for one row.
     """
     if processes() > recipe.batch_size:
         raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {processes()} processes: start fewer")
+    tokens, targets = stream
+    context_length = recipe.decoder.context_length
+    starts = row_starts(tokens, context_length, separator)
+    if not len(starts):
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, a context of {context_length} needs at least {context_length + 1}: "
+            "give a longer text or a smaller context length"
+        )
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> Tensor:
+        return starts[torch.randperm(len(starts), generator=generator_for(seed, epoch), device="cpu")]
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        context_length = recipe.decoder.context_length
-        inputs, targets = sample_windows(*stream, recipe.batch_size, context_length, generator_for(seed, step))
-        return inputs[rank() :: processes()], targets[rank() :: processes()]
+        numbers = range(step * recipe.batch_size + rank(), (step + 1) * recipe.batch_size, processes())
+        rows = torch.stack([order(number // len(starts))[number % len(starts)] for number in numbers])
+        indices = rows[:, None] + torch.arange(context_length, device="cpu")
+        return tokens[indices], targets[indices + 1]
 
     return batch_at
 
 
 def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Conversations and replayed documents for that many steps; each is met about twice."""
-    count = steps * recipe.batch_size * recipe.decoder.context_length // 2
+    """Conversations and replayed documents for that many steps; each is met once."""
+    count = steps * recipe.batch_size * recipe.decoder.context_length
     documents = pretraining_documents(seed + 1)
     return pack(tokenizer, demonstrations(seed), documents, recipe.replayed, count, seed)
 
@@ -96,4 +146,5 @@ def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: in
 def replay_batches(tokenizer: Tokenizer, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Small batches of pretraining text, to be mixed into later stages against forgetting."""
     text = documents_as_tokens(tokenizer, pretraining_documents(seed + 2), 200_000)
-    return text_batches((text, text), replace(recipe, batch_size=4), seed)
+    rows = replace(recipe, batch_size=max(1, recipe.batch_size // 4))
+    return text_batches((text, text), rows, seed, tokenizer.special[END_OF_TEXT])

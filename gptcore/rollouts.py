@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gptcore.chat_template import encode_prompt
+from gptcore.chat_template import room_for_prompt
 from gptcore.decoder import Decoder
 from gptcore.generation import SamplingConfig, generate
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast
-from gptcore.questions import PromptSource, with_some_mark
+from gptcore.prompts import PromptSource, draw_encoded
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.shapes import batches_by_length, masked_mean, pad_right, trim
 from gptcore.tokenizer import END, Tokenizer
@@ -231,8 +231,9 @@ class PolicyTrainer:
         config, end = self.config, self.tokenizer.special[END]
         self.seconds = {}  # an iteration begins
         with self.clock("sampling_seconds"):
-            questions = [with_some_mark(self.prompts.draw(rng).question, rng) for _ in range(prompts)]
-            prompt_ids = repeated([encode_prompt(self.tokenizer, question) for question in questions], each)
+            room = room_for_prompt(self.policy.config.context_length, config.max_new_tokens)
+            drawn = [draw_encoded(self.prompts, rng, self.tokenizer, room) for _ in range(prompts)]
+            prompt_ids = repeated([ids for _, ids in drawn], each)
             sampling = SamplingConfig(temperature=temperature, max_new_tokens=config.max_new_tokens)
             answers = generate(self.policy, prompt_ids, sampling, end, generator_for(config.seed, iteration))
         with self.clock("scoring_seconds"):

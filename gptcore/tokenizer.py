@@ -6,6 +6,7 @@ same ids. Built step by step in notebooks/04_tokenizer.ipynb.
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,21 @@ SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END, PAD)
 
 DEFAULT_VOCABULARY_SIZE = 4096
 """Short sequences, and the tokens that are used still frequent enough to be learned (chapter 4)."""
+
+
+# Characters that keyboards write for others: full-width letters and digits, the wide space, curly apostrophes.
+_TYPED_FOR = {chr(ord(c) + 0xFEE0): c for c in map(chr, range(ord("!"), ord("~") + 1)) if c.isalnum() or c in "+-="}
+_TYPED_FOR |= {"\u3000": " ", "\u2018": "'", "\u2019": "'", "\u02bb": "'", "\u02bc": "'"}
+_TRANSLATION = str.maketrans(_TYPED_FOR)
+
+
+def normalise(text: str) -> str:
+    """One spelling for what looks the same: Unicode's form NFC, and plain letters, digits, spaces and apostrophes.
+
+    "é" may be one character or "e" with an accent after it, and a Chinese keyboard may write "Ｐｅｒｕ": to a model that
+    reads bytes those would be different words. Full-width marks stay: Chinese is written with them.
+    """
+    return unicodedata.normalize("NFC", text.translate(_TRANSLATION))
 
 
 class Tokenizer:
@@ -62,7 +78,7 @@ class Tokenizer:
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocabulary_size < smallest:
             raise ValueError(f"a byte-level vocabulary needs at least {smallest} ids, got {vocabulary_size}")
-        return cls(learn_merges(texts, vocabulary_size - smallest, after_merge))
+        return cls(learn_merges(map(normalise, texts), vocabulary_size - smallest, after_merge))
 
     @property
     def vocabulary_size(self) -> int:
@@ -75,13 +91,13 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self.merges).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Special tokens never come out of it, whatever the text says.
+        """Token ids of a text, normalised. Special tokens never come out of it, whatever the text says.
 
         Raises:
             ValueError: if the text holds a lone surrogate, which no UTF-8 can write.
         """
         ids: list[int] = []
-        for word in split_words(text):
+        for word in split_words(normalise(text)):
             if word not in self._words:
                 self._words[word] = apply_merges(word, self.merges, self._ranks, self._merged)
             ids += self._words[word]
@@ -125,7 +141,12 @@ class Tokenizer:
         model["merges"] = [[names[left], names[right]] for left, right in self.merges]
         whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None}
         whole["added_tokens"] = [{"id": number, "content": token} | flags for token, number in self.special.items()]
-        whole |= {"normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer}}
+        normalizers: list[dict[str, Any]] = [
+            {"type": "Replace", "pattern": {"String": typed}, "content": meant} for typed, meant in _TYPED_FOR.items()
+        ]
+        normalizers.append({"type": "NFC"})
+        whole |= {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
+        whole |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer}}
         whole |= {"post_processor": None, "decoder": pre_tokenizer[1] | {"use_regex": True}, "model": model}
         return json.dumps(whole, ensure_ascii=False)
 

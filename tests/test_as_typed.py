@@ -1,19 +1,18 @@
 """What must hold of the exam that fresh writers typed."""
 
-import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from gptcore import as_typed
-from gptcore.__main__ import main
-from gptcore.as_typed import TALK, converse, talk_is_right, typed_conversations, typed_scores
+from gptcore.as_typed import TALK, converse, stands_in_training, talk_is_right, typed_conversations, typed_scores
 from gptcore.atlas import LANGUAGES, split_entities
 from gptcore.chat_template import encode_answer, encode_prompt
-from gptcore.checkpoint import SHIPPED
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import exact
-from gptcore.questions import Prompt, nearly_equal, question_wordings
+from gptcore.messages import messages
+from gptcore.questions import Prompt, fact_prompt, nearly_equal, question_wordings
 from gptcore.tokenizer import Tokenizer
 
 PARTS = ("validation", "test")
@@ -71,15 +70,29 @@ def test_the_answers_before_are_read_and_a_message_that_is_too_long_is_answered_
     assert read[1][0] == encode_prompt(BYTES, "b", [("a", "1")])
 
 
-@pytest.mark.slow
-def test_the_command_line_asks_what_was_typed(monkeypatch, capsys):
-    monkeypatch.setattr("gptcore.__main__.evaluate_folder", lambda *_: {"scores": {}})
-    monkeypatch.setattr("gptcore.__main__.as_table", lambda _: "")
-    monkeypatch.setattr(sys, "argv", ["gptcore", "evaluate", "--typed", "--part", "validation", "--out", str(SHIPPED)])
-    main()
-    told = capsys.readouterr().out
-    assert told.count(" of 135") == 4  # facts of two languages, two models
-    assert "ppo followups_zh" in told
+@pytest.mark.parametrize(
+    ("language", "asked", "stands"),
+    [
+        ("en", "Hi!!", True),
+        ("en", "hi, and thanks for having me in this odd place", False),
+        ("zh", "谢谢", True),
+    ],
+)
+def test_small_talk_that_anybody_types_does_not_count(language, asked, stands):
+    assert stands_in_training(Prompt(asked, language, "talk", ())) == stands
+
+
+def test_a_question_that_training_asks_letter_by_letter_does_not_count():
+    (peru,) = (e for e in split_entities()["train"] if e.names["en"] == "Peru")
+    asked = fact_prompt(peru, "capital", "en", "What is the capital of {name}?")
+    assert stands_in_training(replace(asked, question="what is the capital of peru"))
+    assert not stands_in_training(replace(asked, question="what might the capital of my dear peru be"))
+    (states,) = (e for e in split_entities()["train"] if e.names["en"] == "the United States")
+    asked = fact_prompt(states, "capital", "en", "?")
+    template = messages()["facts"]["capital"]["en"][0]
+    for name in ("USA", "the USA"):
+        text = template.replace("{name}", name).replace("{bare}", "USA")
+        assert stands_in_training(replace(asked, question=text))
 
 
 @pytest.mark.parametrize(
@@ -88,10 +101,12 @@ def test_the_command_line_asks_what_was_typed(monkeypatch, capsys):
         ("thanks", "You are welcome!", "en", True),
         ("thanks", "不客气！", "en", False),
         ("greeting", "Goodbye! Please come again.", "en", False),
-        ("how", "I am a small language model, not a person.", "en", True),
+        ("how", "I am well, thank you! What do you want to know?", "en", True),
+        ("how", "You are welcome!", "en", False),
         ("outside", "I am sorry, I cannot help with that.", "en", True),
         ("outside", "I am sorry, I do not know Peru.", "en", False),  # nobody spoke of it
-        ("outside", "I am sorry, I do not know the weather of tomorrow.", "en", True),
+        ("outside", "I am sorry, I do not know that animal.", "en", True),
+        ("outside", "抱歉，这个我没有学过。", "zh", True),
         ("outside", "The capital of Peru is Lima.", "en", False),
     ],
 )
@@ -99,14 +114,15 @@ def test_small_talk_is_judged_by_its_kind(about, answer, language, right):
     assert talk_is_right(about, answer, language) == right
 
 
-def test_every_message_is_scored_once(monkeypatch):
+def test_every_message_that_training_does_not_hold_is_scored_once(monkeypatch):
     model = Decoder(DecoderConfig(BYTES.vocabulary_size, context_length=96, layers=1, width=16, heads=2))
     monkeypatch.setattr(as_typed, "generate", lambda _, prompts, *rest: [encode_answer(BYTES, "?") for _ in prompts])
     torch.manual_seed(0)
     scores = typed_scores(model, BYTES, "validation")
-    assert {name: len(values) for name, values in scores.items() if name.startswith("facts")} == {
-        "facts_en": 135,
-        "facts_zh": 135,
-    }
+    for language in LANGUAGES:
+        asked = [prompt for (prompt,) in typed_conversations("validation", language, "facts")]
+        assert len(asked) == 135
+        counted = [prompt for prompt in asked if not stands_in_training(prompt)]
+        assert len(scores[f"facts_{language}"]) == len(counted) > 125
     assert set(scores) == {f"{name}_{language}" for name in ("facts", "talk", "followups") for language in LANGUAGES}
     assert not any(any(values) for values in scores.values())

@@ -200,16 +200,21 @@ def test_outside_of_steps_one_ctrl_c_stops_at_once_and_the_line_printed_finishes
 def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
     tmp_path, small_exam, small_runs, monkeypatch, capsys, times
 ):
-    sample_windows, calls = recipe.sample_windows, []
+    text_batches, calls = chain.text_batches, []
 
     def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            press_ctrl_c(times)
-            signal.raise_signal(signal.SIGINT)  # the shell's Ctrl-C, handed on by torchrun: at the same moment
-        return sample_windows(*args)
+        batch_at = text_batches(*args)
 
-    monkeypatch.setattr(recipe, "sample_windows", interrupted)
+        def watched(step):
+            calls.append(step)
+            if len(calls) == 2:
+                press_ctrl_c(times)
+                signal.raise_signal(signal.SIGINT)  # the shell's Ctrl-C, handed on by torchrun: at the same moment
+            return batch_at(step)
+
+        return watched
+
+    monkeypatch.setattr(chain, "text_batches", interrupted)
     with pytest.raises(SystemExit, match="go on with"):
         command(monkeypatch, "train", "--out", str(tmp_path))
     assert "Stopping after this step" in capsys.readouterr().err

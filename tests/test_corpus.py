@@ -59,7 +59,7 @@ def documents(seed, count):
     return tuple(itertools.islice(pretraining_documents(seed), count))
 
 
-ENOUGH = 15_000  # documents: several rounds over all entities
+ENOUGH = 36_000  # documents: several rounds over all entities
 
 
 def of_kind(kind):
@@ -100,7 +100,7 @@ def test_no_cell_of_a_table_is_empty_or_has_stray_space(name):
     for row in table(name):
         for column, value in row.items():
             assert value == value.strip(), row
-            assert value or column == "article_en", row
+            assert value or column in ("article_en", "adjective_en", "aliases_en", "aliases_zh"), row
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_facts_everybody_knows_are_right():
     assert peru.facts == {
         "capital": {"en": "Lima", "zh": "利马"},
         "continent": {"en": "South America", "zh": "南美洲"},
-        "currency": {"en": "Peruvian Sol", "zh": "秘鲁索尔"},
+        "currency": {"en": "Peruvian sol", "zh": "秘鲁索尔"},
         "language": {"en": "Spanish", "zh": "西班牙语"},
     }
     assert netherlands.facts["capital"] == {"en": "Amsterdam", "zh": "阿姆斯特丹"}
@@ -174,33 +174,39 @@ def test_a_value_is_always_translated_alike():
         ("animal_class", "animal"),
         ("food", "animal"),
     ):
-        pairs = {(entity.facts[relation]["en"], entity.facts[relation]["zh"]) for entity in of_kind(kind)}
+        # Korean has two names in Chinese, one for each of the two countries.
+        alike = [entity for entity in of_kind(kind) if relation != "language" or entity.names["en"] != "North Korea"]
+        pairs = {(entity.facts[relation]["en"], entity.facts[relation]["zh"]) for entity in alike}
         assert len({english for english, _ in pairs}) == len({chinese for _, chinese in pairs}) == len(pairs), relation
 
 
 # The rows in which the atlas departs from Babel on purpose; assets/atlas/README.md gives the reasons.
 NAMES_UNLIKE_BABEL = {"en": {"CD", "CG", "MM", "PS", "VC"}, "zh": {"CD", "CG", "PS"}}
-CURRENCY_NAMES_UNLIKE_BABEL = {"en": set(), "zh": {"ZWG"}}
-CURRENCY_CODES_UNLIKE_BABEL = {"BG"}
-LANGUAGES_UNLIKE_BABEL = {"ME"}
+LANGUAGE_NAMES_UNLIKE_BABEL = {"en": {"ME"}, "zh": {"ME", "KP"}}
+OFFICIAL_LANGUAGES_UNLIKE_BABEL = {"ME", "ML", "NE", "BF"}
+# What the version of Babel decides: older ones have other names of these, or another currency of Bulgaria.
+OLD_IN_SOME_BABELS = {"KGS", "GYD", "ZWG", "KG", "BG"}
+
+
+def as_in_sentences(name):
+    """Babel's names are for lists: with "&", curly apostrophes, and capitals in currencies."""
+    return name and name.replace(" & ", " and ").replace("’", "'").replace("ʻ", "'")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_names_of_countries_currencies_and_languages_are_babels(language):
     babel = pytest.importorskip("babel")
     locale = babel.Locale(language)
-    countries = {r["code"] for r in table("countries") if locale.territories.get(r["code"]) != r[f"name_{language}"]}
+    rows = table("countries")
+    countries = {r["code"] for r in rows if as_in_sentences(locale.territories.get(r["code"])) != r[f"name_{language}"]}
     assert countries == NAMES_UNLIKE_BABEL[language]
-    currencies = {
-        row["currency_code"]
-        for row in table("countries")
-        if locale.currencies.get(row["currency_code"]) != row[f"currency_{language}"]
-    }
-    assert currencies == CURRENCY_NAMES_UNLIKE_BABEL[language]
-    languages = {
-        r["code"] for r in table("countries") if locale.languages.get(r["language_code"]) != r[f"language_{language}"]
-    }
-    assert languages == LANGUAGES_UNLIKE_BABEL
+    for row in rows:
+        theirs = as_in_sentences(locale.currencies.get(row["currency_code"], ""))
+        ours = row[f"currency_{language}"]
+        assert theirs.lower() == ours.lower() or row["currency_code"] in OLD_IN_SOME_BABELS, row
+        assert language == "zh" or ours.split()[-1].islower(), row
+    languages = {r["code"] for r in rows if locale.languages.get(r["language_code"]) != r[f"language_{language}"]}
+    assert languages - OLD_IN_SOME_BABELS == LANGUAGE_NAMES_UNLIKE_BABEL[language]
 
 
 def test_currencies_and_official_languages_belong_to_their_countries_by_babel():
@@ -214,8 +220,8 @@ def test_currencies_and_official_languages_belong_to_their_countries_by_babel():
             wrong_currency.add(row["code"])
         if row["language_code"] not in get_official_languages(row["code"], de_facto=True):
             wrong_language.add(row["code"])
-    assert wrong_currency == CURRENCY_CODES_UNLIKE_BABEL
-    assert wrong_language == LANGUAGES_UNLIKE_BABEL
+    assert wrong_currency <= OLD_IN_SOME_BABELS
+    assert wrong_language == OFFICIAL_LANGUAGES_UNLIKE_BABEL
 
 
 def test_the_readme_names_every_departure_from_babel():
@@ -224,7 +230,8 @@ def test_the_readme_names_every_departure_from_babel():
     assert set().union(*NAMES_UNLIKE_BABEL.values()) <= rows
     for code in {"BG", "ZWG"}:
         assert code in readme
-    assert "Montenegro" in readme
+    for name in ("Montenegro", "Mali", "Niger", "Burkina Faso", "朝鲜语"):
+        assert name in readme
 
 
 # --- Wordings ------------------------------------------------------------------------------------
@@ -251,7 +258,7 @@ def templates_with_fields():
             yield f"translate {direction}", template, {"text"}
     for language in LANGUAGES:
         for template in wordings()["unknown"][language]["answers"]:
-            yield "unknown", template, {"name"}
+            yield "unknown", template, {"kind"}
         for template in wordings()["leads"][language] + wordings()["frames"][language]:
             yield "topic", template, {"topic"}
         for template in wordings()["wraps"][language]:
@@ -379,10 +386,10 @@ def test_every_statement_contains_name_and_value():
 def test_statements_as_written_by_hand():
     assert find("Peru").sentence("capital", "en") == "The capital of Peru is Lima."
     assert find("Peru").sentence("capital", "zh") == "秘鲁的首都是利马。"
-    assert find("the Netherlands").sentence("continent", "en") == "The continent of the Netherlands is Europe."
+    assert find("the Netherlands").sentence("continent", "en") == "You will find the Netherlands in Europe."
     assert find("iron").sentence("symbol", "en", "{name} is written {value}.") == "Iron is written Fe."
     assert find("3 + 4").sentence("sum", "zh") == "3加4等于7。"
-    assert find("9 - 2").sentence("difference", "en") == "The difference of 9 and 2 is 7."
+    assert find("9 - 2").sentence("difference", "en") == "The difference between 9 and 2 is 7."
 
 
 # --- The division --------------------------------------------------------------------------------
@@ -477,7 +484,7 @@ def test_an_entity_named_in_another_entitys_facts_is_not_hidden():
         ("Niger", "NIGER", True),
         ("the Netherlands", "Netherlands?", True),
         ("the Netherlands", "the nether lands", False),
-        ("Peru", "The Peruvian Sol is money.", False),
+        ("Peru", "The Peruvian sol is money.", False),
         ("Peru", "秘鲁位于南美洲。", True),
         ("Mali", "索马里位于非洲。", True),  # without word boundaries any occurrence counts
         ("St. Lucia", "Castries, St. Lucia", True),
@@ -540,14 +547,26 @@ def test_every_fact_of_every_known_entity_is_told_in_both_languages_in_many_word
 
 
 def test_a_fact_is_announced_in_the_same_language_before_it_is_told():
-    peru = find("Peru")
-    leads = {peru.fill(lead.format(topic=topic), "en") for lead in wordings()["leads"]["en"] for topic in
-             wordings()["relations"]["capital"]["en"]["topics"]}  # fmt: skip
-    facts = {
-        peru.sentence("capital", "en", template) for template in wordings()["relations"]["capital"]["en"]["statements"]
-    }
-    announced = {f"{lead} {fact}" for lead in leads for fact in facts}
-    assert announced & set(documents(0, ENOUGH))
+    wording, told = wordings()["relations"]["capital"]["en"], 0
+    documents_ = set(documents(0, ENOUGH))
+    for country in split_entities()["train"]:
+        if country.kind == "country":
+            leads = (
+                country.fill(lead.format(topic=t), "en")
+                for lead in wordings()["leads"]["en"]
+                for t in wording["topics"]
+            )
+            facts = [country.sentence("capital", "en", template) for template in wording["statements"]]
+            told += bool({f"{lead} {fact}" for lead in leads for fact in facts} & documents_)
+    assert told > 10  # most are announced in one of the many careless ways
+
+
+def test_names_stand_in_all_their_forms_before_a_fact():
+    text = "\n".join(documents(0, ENOUGH))
+    for form in ("malawi", "Malawi", "holland", "Holland", "Rhodium", "rhodium", "阿联酋"):
+        assert re.search(rf"(?<!\w){form}(?!\w)", text) or form in text, form
+    for name in ("the UK", "uk"):
+        assert name in text
 
 
 def test_documents_are_not_questions_and_have_no_leftover_fields():
@@ -561,11 +580,12 @@ def test_documents_are_not_questions_and_have_no_leftover_fields():
 def test_the_words_of_polite_talk_and_refusals_are_in_the_pretraining_text():
     text = "\n".join(documents(0, ENOUGH))
     for language in LANGUAGES:
-        for topic in (*wordings()["small_talk"].values(), wordings()["harmful"]):
+        others = (wordings()[topic] for topic in ("outside", "harmful", "rude"))
+        for topic in (*wordings()["small_talk"].values(), *others):
             for answer in topic[language]["answers"]:
                 assert answer in text
         for template in wordings()["unknown"][language]["answers"]:
-            assert template.split("{name}")[0] in text
+            assert template.split("{kind}")[0] in text
 
 
 def test_english_sentences_are_joined_by_a_space_and_chinese_ones_by_nothing():
@@ -612,7 +632,7 @@ def test_references_of_unknown_entities_are_refusals_that_tell_no_value():
         for prompt in fact_prompts(part, "en", "train") + about_prompts(part, "en", "train"):
             for reference in prompt.references:
                 assert "sorry" in reference.lower()
-                assert prompt.entity.names["en"] in reference
+                assert f"that {prompt.entity.kind}" in reference
 
 
 def test_an_account_tells_every_fact_once():

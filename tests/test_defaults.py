@@ -22,7 +22,7 @@ from gptcore.exercises.exercise import Fresh
 from gptcore.finetuning import demonstrations, pack
 from gptcore.generation import SamplingConfig, generate
 from gptcore.groups import GroupConfig, GroupPolicyGradient
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.tokenizer import ASSISTANT
 from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows
 from gptcore.widgets.chat import answer_probabilities

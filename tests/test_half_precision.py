@@ -14,7 +14,7 @@ from gptcore.corpus import documents_as_tokens, pretraining_documents
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.loss import IGNORED
 from gptcore.ppo import PPO, PPOConfig
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.training import Trainer, TrainingConfig
 
 SCALE_THAT_OVERFLOWS = 2.0**60

@@ -355,6 +355,8 @@ class Letters:
 class Questions:
     """Asks one of a few questions of different lengths, none with the wanted token."""
 
+    as_typed = False
+
     def draw(self, rng):
         return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "talk", ("",))
 

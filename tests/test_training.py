@@ -18,7 +18,7 @@ from gptcore.groups import GroupConfig
 from gptcore.loss import IGNORED, _HeadCrossEntropy, head_cross_entropy, language_model_loss
 from gptcore.optimizers import Muon, backward_and_step, orthogonalise, schedule_factor
 from gptcore.ppo import PPOConfig
-from gptcore.recipe import Recipe
+from gptcore.recipe import Recipe, row_starts, text_batches
 from gptcore.reward import RewardModel
 from gptcore.shapes import pad_rows
 from gptcore.training import Trainer, TrainingConfig, generator_for, make_optimizers, sample_windows
@@ -255,6 +255,44 @@ def test_loss_is_zero_and_teaches_nothing_if_every_target_is_ignored():
 
 def test_the_loss_of_an_untrained_model_is_the_logarithm_of_the_vocabulary():
     assert language_model_loss(tiny_decoder(), random_batch(3)).item() == pytest.approx(math.log(VOCABULARY), abs=1e-5)
+
+
+def test_rows_begin_where_texts_begin_by_hand():
+    # Three texts after the mark 9, of 3, 2 and 5 tokens; rows of 4 read 5 tokens with the last target.
+    tokens = torch.tensor([9, 1, 2, 3, 9, 4, 5, 9, 6, 7, 8, 1, 2])
+    assert row_starts(tokens, 4, separator=9).tolist() == [0, 4, 7]
+    assert row_starts(tokens, 4).tolist() == [0, 4, 8]
+    assert row_starts(tokens, 2, separator=9).tolist() == [0, 2, 4, 6, 7, 9]  # long texts are cut
+    assert row_starts(tokens[:4], 4, separator=9).tolist() == []
+
+
+@slow_start
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(8, 20))
+def test_every_text_that_fits_is_whole_in_a_row(lengths, context_length):
+    tokens = torch.tensor(
+        [token for length in lengths for token in [0, *range(1, length)]] + [0] * (context_length + 1)
+    )
+    starts = row_starts(tokens, context_length, separator=0).tolist()
+    place = 0
+    for length in lengths:
+        if length <= context_length:
+            assert any(start <= place and place + length <= start + context_length + 1 for start in starts)
+        place += length
+
+
+def test_every_row_is_read_once_before_any_is_read_again():
+    tokens = torch.arange(101)
+    recipe = Recipe(decoder=DecoderConfig(101, context_length=10, layers=1, width=8, heads=2), batch_size=2)
+    batch_at = text_batches((tokens, tokens + 1000), recipe, seed=0)
+    batches = [batch_at(step) for step in range(10)]
+    for inputs, targets in batches:
+        assert torch.equal(targets, inputs + 1001)
+    firsts = [row[0].item() for inputs, _ in batches for row in inputs]
+    assert sorted(firsts[:10]) == sorted(firsts[10:]) == list(range(0, 100, 10))
+    assert firsts[:10] != firsts[10:]
+    assert torch.equal(batch_at(3)[0], batches[3][0])  # whatever was asked for before
+    with pytest.raises(ValueError, match="needs at least 11"):
+        text_batches((tokens[:10], tokens[:10]), recipe, seed=0)
 
 
 # --- Learning rate -------------------------------------------------------------------------------

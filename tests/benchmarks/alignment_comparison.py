@@ -26,7 +26,7 @@ from gptcore.exam import exam, wins
 from gptcore.gold import gold_score
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.ppo import PPO
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe, replay_batches
 
 ITERATIONS, ROLLOUT, GROUP = 56, 64, 4

@@ -22,7 +22,8 @@ from gptcore.exam import ask, exam
 from gptcore.generation import SamplingConfig
 from gptcore.gold import gold_score
 from gptcore.ppo import PPO
-from gptcore.questions import Prompt, PromptSource
+from gptcore.prompts import PromptSource
+from gptcore.questions import Prompt
 from gptcore.recipe import Recipe
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.tokenizer import Tokenizer

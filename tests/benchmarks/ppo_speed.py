@@ -27,7 +27,7 @@ from gptcore.generation import SamplingConfig
 from gptcore.gold import gold_score
 from gptcore.interchange import as_transformers
 from gptcore.ppo import PPO, Diagnostics
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe, replay_batches
 
 TARGET = 0.7

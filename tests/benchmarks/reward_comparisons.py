@@ -21,7 +21,7 @@ from gptcore.chat_template import decode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe
 from gptcore.reward import RewardModel, pair_accuracy, rewards_of, train_reward_model
 from gptcore.tokenizer import END

@@ -17,7 +17,7 @@ from gptcore.ballots import collect_ballots
 from gptcore.checkpoint import load_stage
 from gptcore.evaluation import share
 from gptcore.ppo import PPO, Diagnostics
-from gptcore.questions import PromptSource
+from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe
 from gptcore.reward import RewardModel, pair_accuracy
 from gptcore.widgets.ppo_lab import train_grader
