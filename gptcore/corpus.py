@@ -43,7 +43,9 @@ def pretraining_documents(seed: int) -> Iterator[str]:
                 if entity.kind != "arithmetic":
                     documents += [_mention(entity, language, rng) for language in LANGUAGES]
                     # English has more forms of a name to know: small letters, capitals, accents or none.
-                    documents += [_entry(entity, language, rng) for language in ("en",) * 8 + ("zh",) * 2]
+                    for language, forms in (("en", 8), ("zh", 2)):
+                        entries = forms + len(entity.aliases[language])
+                        documents += [_entry(entity, language, rng) for _ in range(entries)]
         documents += [_talk(known, rng) for _ in range(len(documents) // 30)]
         rng.shuffle(documents)
         yield from documents
@@ -143,6 +145,16 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise ValueError(f"{path} is empty: give a file with text")
     return text
+
+
+def names_in_all_forms() -> Iterator[str]:
+    """Every name of every known entity, other names too: as written, in small letters, and with a capital."""
+    parts = split_entities()
+    for entity in (entity for part in KNOWN for entity in parts[part] if entity.kind != "arithmetic"):
+        for language in LANGUAGES:
+            for name in (entity.names[language], *entity.aliases[language]):
+                name = name.split("/")[0]
+                yield from dict.fromkeys((name, name.lower(), name[:1].upper() + name[1:]))
 
 
 # --- Ids -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gptcore.decoder import Decoder
 from gptcore.evaluation import bits_per_byte, bleu, share, units
 from gptcore.generation import GREEDY, SamplingConfig, generate
 from gptcore.gold import exact, gold_score, gold_verdict
-from gptcore.prompts import PromptSource
+from gptcore.prompts import GRADED, PromptSource
 from gptcore.questions import Part, Prompt, fact_prompts, translate_prompts
 from gptcore.reward import RewardModel, pair_accuracy
 from gptcore.rollouts import kl_of_answers
@@ -66,7 +66,7 @@ def exam(part: Part) -> Mapping[str, tuple[Prompt, ...]]:
     questions["mixed"] = []
     for wording_part in ("train", part):
         source = PromptSource(part, wording_part, as_typed=False)
-        drawn = [source.draw(rng) for _ in range(400)]
+        drawn = [source.draw(rng, GRADED) for _ in range(400)]
         # Small talk has no entities to hold out: only its unseen wordings count.
         questions["mixed"] += [prompt for prompt in drawn if prompt.entity or wording_part == part]
     return MappingProxyType({name: tuple(prompts) for name, prompts in questions.items()})

@@ -1,6 +1,6 @@
 """Messages as people type them: other names, no capitals, slips of the finger, a story before the question.
 
-`assets/atlas/messages.json` holds what six writers typed who had seen neither the exams nor each other's lists; here it is
+`assets/atlas/messages.json` holds what writers typed who had seen neither the exams nor each other's lists; here it is
 filled with names and numbers, and made as careless as typing is. The exam `as_typed` was written by others. First read in
 notebooks/08_fine_tuning.ipynb.
 """
@@ -77,10 +77,9 @@ def messages() -> Mapping[str, Any]:
 
 
 def spelled(entity: Entity, language: Language, rng: random.Random) -> str:
-    """A name of an entity as somebody may write it: often another one that it has."""
-    aliases = entity.aliases[language]
-    name = rng.choice(aliases) if aliases and rng.random() < 0.4 else entity.names[language]
-    return name.split("/")[0]
+    """A name of an entity as somebody may write it: the more others it has, the less often that of the tables."""
+    name = entity.names[language]
+    return rng.choice((name, name, *entity.aliases[language])).split("/")[0]
 
 
 def fill_message(

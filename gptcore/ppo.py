@@ -58,11 +58,11 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 class PPOConfig:
     """How the policy is improved."""
 
-    iterations: int = 48
+    iterations: int = 40
     """Rollouts, each followed by updates."""
-    rollout_size: int = 256
+    rollout_size: int = 160
     """Answers in a rollout."""
-    minibatch_size: int = 64
+    minibatch_size: int = 40
     """Answers in an update."""
     epochs: int = 1
     """Passes over a rollout; clipping makes more than one safe, at the price of time."""
@@ -72,7 +72,7 @@ class PPOConfig:
     """AdamW's learning rate for the value model; falls likewise."""
     value_iterations: int = 4
     """First iterations, in which only the value model learns: bad advantages would harm the policy."""
-    kl_coefficient: float = 0.02
+    kl_coefficient: float = 0.07
     """Beta: reward lost for each nat away from the reference."""
     clip: float = 0.2
     """Largest change of a ratio that is rewarded, and of a value."""

@@ -6,7 +6,7 @@ country, "and Peru?" no question. First used in notebooks/08_fine_tuning.ipynb.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -64,9 +64,9 @@ class PromptSource:
             "talk": [talk_prompts(language, wording_part) for language in LANGUAGES],
         }
 
-    def draw(self, rng: random.Random) -> Prompt:
-        """One prompt of a random task."""
-        task = rng.choices(list(TASKS), list(TASKS.values()))[0]
+    def draw(self, rng: random.Random, tasks: Mapping[str, float] = TASKS) -> Prompt:
+        """One prompt of a random task; `tasks` says how often each comes."""
+        task = rng.choices(list(tasks), list(tasks.values()))[0]
         if task == "talk" and self.as_typed:
             return self.draw_talk(rng, rng.choice(LANGUAGES))
         groups = self._groups[task]
@@ -143,6 +143,10 @@ def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Langua
 TURNS = {1: 0.5, 2: 0.16, 3: 0.12, 4: 0.09, 5: 0.07, 6: 0.06}
 """How many messages a conversation has, and how often."""
 
+GRADED = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}
+"""What comparisons, rollouts and the mixed questions of the exam are about: little small talk, whose answers are right or
+wrong and have no manners to gain; graded often, it was answered worse and worse (EXPERIMENTS.md)."""
+
 ALONE = 0.75
 """Share of the prompts of comparisons and rollouts that are not drawn from a thread: what came before must be read, too."""
 
@@ -158,7 +162,7 @@ def draw_thread(source: PromptSource, rng: random.Random) -> list[Prompt]:
 def draw_in_thread(source: PromptSource, rng: random.Random) -> Prompt:
     """One prompt, sometimes with the conversation before it; earlier answers are good ones."""
     if not source.as_typed or rng.random() < ALONE:
-        return source.draw(rng)
+        return source.draw(rng, GRADED)
     *earlier, last = draw_thread(source, rng)
     return replace(last, history=tuple((prompt.question, prompt.references[0]) for prompt in earlier))
 

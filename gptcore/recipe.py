@@ -8,16 +8,16 @@ how often, stands with the writers: `finetuning.STYLES`, `questions.TASKS`, `bal
 """
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
 
 from gptcore.checks import numbers, whole_numbers
-from gptcore.corpus import documents_as_tokens, pretraining_documents, with_leading_space
+from gptcore.corpus import names_in_all_forms, pretraining_documents, with_leading_space
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
 from gptcore.parallel import processes, rank
@@ -37,7 +37,7 @@ class Recipe:
     """Rows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
     pretraining: TrainingConfig = TrainingConfig(steps=800)
     """Pretraining; after it the model knows nearly every fact in the words of the texts."""
-    finetuning: TrainingConfig = TrainingConfig(steps=1800, embedding_rate=0.01, head_rate=0.002, scalar_rate=0.002)
+    finetuning: TrainingConfig = TrainingConfig(steps=2900, embedding_rate=0.01, head_rate=0.002, scalar_rate=0.002)
     """Fine-tuning; a slow head, or names that no conversation holds are forgotten, but faster embeddings: what people type
     has many words that no text has."""
     replayed: float = 0.7
@@ -62,17 +62,28 @@ class Recipe:
             raise ValueError(f"{self.ballots} ballots are too few for a ballot_batch_size of {self.ballot_batch_size}")
 
 
+LISTINGS = 100
+"""How often the tokenizer's text lists the names: as often as it takes to make each as short as its letters allow."""
+
+
+def tokenizer_texts(seed: int) -> Iterator[str]:
+    """What the tokenizer learns from: pretraining text, and the names in it as a list.
+
+    No conversations: messages would push out the names of which every text is made. And the training entities would be
+    named there more often than others: their names would become single tokens where others are pieces, and a model
+    would know by that what it was asked before. The list makes "peru" as short as "Peru" and "Tiger" as "tiger": texts
+    have but one of them, people type both.
+    """
+    texts = islice(pretraining_documents(seed), 40_000)
+    listed = (name for _ in range(LISTINGS) for name in names_in_all_forms())
+    return map(with_leading_space, chain(texts, listed))
+
+
 def train_tokenizer(
     seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, after_merge: Callable[[], object] = lambda: None
 ) -> Tokenizer:
-    """The chain's tokenizer: learned from pretraining text alone.
-
-    In conversations, and in messages, other words would push out the names of which every text is made. And the training
-    entities would be named there more often than others: their names would become single tokens where others are pieces,
-    and a model would know by that what it was asked before.
-    """
-    texts = islice(pretraining_documents(seed), 40_000)
-    return Tokenizer.train(map(with_leading_space, texts), vocabulary_size, after_merge)
+    """The chain's tokenizer."""
+    return Tokenizer.train(tokenizer_texts(seed), vocabulary_size, after_merge)
 
 
 def row_starts(tokens: Tensor, context_length: int, separator: int | None = None) -> Tensor:
@@ -144,7 +155,8 @@ def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: in
 
 
 def replay_batches(tokenizer: Tokenizer, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Small batches of pretraining text, to be mixed into later stages against forgetting."""
-    text = documents_as_tokens(tokenizer, pretraining_documents(seed + 2), 200_000)
+    """Small batches of what was learned before, texts and conversations, to be mixed into later stages against forgetting."""
+    documents = pretraining_documents(seed + 2)
+    stream = pack(tokenizer, demonstrations(seed + 2), documents, recipe.replayed, 200_000, seed)
     rows = replace(recipe, batch_size=max(1, recipe.batch_size // 4))
-    return text_batches((text, text), rows, seed, tokenizer.special[END_OF_TEXT])
+    return text_batches(stream, rows, seed, tokenizer.special[END_OF_TEXT])
