@@ -127,7 +127,7 @@ class DPOConfig:
     epochs: int = 1
     """Passes over the ballots; one, as for the reward model."""
     replay_coefficient: float = 0.5
-    """Weight of the pretraining loss mixed in, as in PPO."""
+    """Weight of the loss on replayed rows mixed in, as in PPO."""
     training: TrainingConfig = TrainingConfig(steps=0, optimizer="adamw", matrix_rate=1e-4)
     """The rest; small steps of AdamW, smaller than PPO's. The number of steps follows from ballots and epochs."""
 
@@ -149,7 +149,7 @@ def dpo_trainer(
         model: trained in place; as it is now it is the reference, too.
         ballots: what to learn from.
         config: its numbers.
-        replay: makes batch number `i` of pretraining text, against forgetting; None for none.
+        replay: makes batch number `i` of what was learned before, against forgetting; None for none.
     """
     batches = BallotBatches(with_reference(model, ballots), config.batch_size, config.training.seed)
 

@@ -105,7 +105,7 @@ class GroupConfig:
     max_new_tokens: int = 64
     """Longest answer."""
     replay_coefficient: float = 0.5
-    """Weight of the pretraining loss mixed into the policy's."""
+    """Weight of the loss on replayed rows mixed into the policy's."""
     unfinished_score: float = -2.0
     """Score of an answer without an end token, two deviations below the mean."""
     clip_norm: float = 1.0

@@ -85,7 +85,7 @@ class PPOConfig:
     max_new_tokens: int = 64
     """Longest answer."""
     replay_coefficient: float = 0.5
-    """Weight of the pretraining loss mixed into the policy's (equation 2 of arXiv 2203.02155)."""
+    """Weight of the loss on replayed rows mixed into the policy's (equation 2 of arXiv 2203.02155)."""
     unfinished_score: float = -2.0
     """Score of an answer without an end token, two deviations below the mean."""
     clip_norm: float = 1.0
@@ -226,7 +226,7 @@ class PPO(PolicyTrainer):
             advantages, returns: `(N, T - 1)`.
             rows: those of the minibatch.
             train_policy: whether the policy learns, too.
-            replay_step: number of the pretraining batch that is mixed in.
+            replay_step: number of the replayed batch that is mixed in.
 
         Returns:
             approximate KL and clip fraction, before the step of the policy; 0 while it does not learn.

@@ -4,7 +4,7 @@
 
 Choices belong to the validation entities (EXPERIMENTS.md names what was not chosen there). `chain` runs it; the
 chapters take its numbers with fewer steps, for the first time in notebooks/05_pretraining.ipynb. Who writes what, and
-how often, stands with the writers: `finetuning.STYLES`, `questions.TASKS`, `ballots.VOTE_SHARPNESS`.
+how often, stands with the writers: `finetuning.STYLES`, `prompts.TASKS` and `GRADED`, `ballots.VOTE_SHARPNESS`.
 """
 
 import bisect

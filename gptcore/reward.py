@@ -198,7 +198,7 @@ def train_reward_model(
         config: learning rates and seed; `steps` is the least number of steps, where few ballots must be read often.
         batch_size: ballots in a batch; fewer if there are not so many.
         epochs: passes over the ballots.
-        replay: makes batch number `i` of pretraining text, against forgetting; None for none.
+        replay: makes batch number `i` of what was learned before, against forgetting; None for none.
         run: runs the trainer; to watch, or to go on with an interrupted run.
     """
     batches = BallotBatches(ballots, min(batch_size, max(1, len(ballots))), config.seed)

@@ -190,7 +190,7 @@ class PolicyTrainer:
     config: Any
     """Every number of the algorithm: a `PPOConfig` or a `GroupConfig`."""
     replay: Callable[[int], tuple[Tensor, Tensor]] | None = None
-    """Makes batch number `i` of pretraining text, mixed into the updates against forgetting; None for none."""
+    """Makes batch number `i` of what was learned before, mixed into the updates against forgetting; None for none."""
     history: list[Any] = field(default_factory=list)
     """The diagnostics of each iteration so far."""
 

@@ -357,7 +357,7 @@ class Questions:
 
     as_typed = False
 
-    def draw(self, rng):
+    def draw(self, rng, tasks=None):
         return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "talk", ("",))
 
 

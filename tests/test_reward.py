@@ -309,6 +309,7 @@ def written_answers(count=2500):
 def test_written_answers_name_no_entity_that_is_held_out():
     pairs = written_answers()
     text = "\n".join({part for prompt, answer in pairs for part in (prompt.question, answer)})
+    text = text.replace("田鸡", "")  # another name of the frog, which only holds that of the chicken
     parts = ("validation", "test", "unknown_validation", "unknown_test")
     hidden = [entity for part in parts for entity in split_entities()[part] if entity.kind != "arithmetic"]
     assert [entity.names["en"] for entity in hidden if mentions(text, entity)] == []
