@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptcore.atlas import KNOWN, LANGUAGES, Entity, Language, join, split_entities, wordings
-from gptcore.messages import as_people_type, carelessly, fill_message, messages, spelled
+from gptcore.messages import as_people_type, carelessly, fill_message, in_traditional, messages, spelled
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 
 # --- Documents -----------------------------------------------------------------------------------
@@ -43,9 +43,11 @@ def pretraining_documents(seed: int) -> Iterator[str]:
                 if entity.kind != "arithmetic":
                     documents += [_mention(entity, language, rng) for language in LANGUAGES]
                     # English has more forms of a name to know: small letters, capitals, accents or none.
-                    for language, forms in (("en", 8), ("zh", 2)):
-                        entries = forms + len(entity.aliases[language])
-                        documents += [_entry(entity, language, rng) for _ in range(entries)]
+                    for language, forms in (("en", 8), ("zh", 3)):
+                        names = [spelled(entity, language, rng) for _ in range(forms)]
+                        documents += [
+                            _entry(entity, name, language, rng) for name in (*names, *entity.aliases[language])
+                        ]
         documents += [_talk(known, rng) for _ in range(len(documents) // 30)]
         rng.shuffle(documents)
         yield from documents
@@ -80,9 +82,9 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
     return _announced(lead, entity.sentence(relation, language, fact), language)
 
 
-def _entry(entity: Entity, language: Language, rng: random.Random) -> str:
+def _entry(entity: Entity, name: str, language: Language, rng: random.Random) -> str:
     """A name alone, in any of the forms that people give it, and a fact, as in an encyclopedia."""
-    name = spelled(entity, language, rng)
+    name = name.split("/")[0]
     form = rng.choices((str.lower, str.capitalize, str.upper, str), (0.45, 0.25 * name.islower(), 0.06, 0.3))[0]
     head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(carelessly(form(name), language, rng))
     return f"{head} {entity.sentence(rng.choice(sorted(entity.facts)), language)}"
@@ -148,13 +150,13 @@ def read_text(path: str | Path) -> str:
 
 
 def names_in_all_forms() -> Iterator[str]:
-    """Every name of every known entity, other names too: as written, in small letters, and with a capital."""
+    """Every name of every known entity, other names too: as written, in small letters, with a capital, in traditional characters."""
     parts = split_entities()
     for entity in (entity for part in KNOWN for entity in parts[part] if entity.kind != "arithmetic"):
         for language in LANGUAGES:
             for name in (entity.names[language], *entity.aliases[language]):
                 name = name.split("/")[0]
-                yield from dict.fromkeys((name, name.lower(), name[:1].upper() + name[1:]))
+                yield from dict.fromkeys((name, name.lower(), name[:1].upper() + name[1:], in_traditional(name)))
 
 
 # --- Ids -----------------------------------------------------------------------------------------

@@ -160,6 +160,11 @@ def without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
+def in_traditional(text: str) -> str:
+    """A Chinese text in traditional characters, one for one."""
+    return text.translate(_traditional())
+
+
 @cache
 def _traditional() -> dict[int, str]:
     with open(ATLAS / "traditional.csv", encoding="utf-8", newline="") as file:
@@ -170,7 +175,7 @@ def carelessly(text: str, language: Language, rng: random.Random) -> str:
     """A text as it is typed without care for capitals, accents and slips, or in traditional characters."""
     draw = rng.random()
     if language == "zh":
-        return text.translate(_traditional()) if draw < 0.05 else text
+        return in_traditional(text) if draw < 0.12 else text
     if rng.random() < 0.5:
         text = without_accents(text)
     if draw < 0.08:

@@ -188,11 +188,11 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
         last, entity = subjects[-1], subjects[-1].entity
         assert entity is not None
         others = [relation for relation in entity.facts if relation != last.relation]
-        if draw < 0.35 and others:  # another fact about the same
+        if draw < 0.25 and others:  # another fact about the same
             relation = rng.choice(others)
             text = rng.choice(messages()["followups"][relation][language])
             return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-        if draw < 0.60:  # the same about another
+        if draw < 0.40:  # the same about another
             group = source.unknown if rng.random() < 0.15 else source.known
             peers = [e for e in group if e.kind == entity.kind and (not last.relation or last.relation in e.facts)]
             if peers:
@@ -206,7 +206,7 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 else:
                     prompt = about_prompt(peer, language, "?")
                 return replace(prompt, question=carelessly(text, language, rng))
-        if draw < 0.68 and len(subjects) > 1:  # back to an earlier one
+        if draw < 0.46 and len(subjects) > 1:  # back to an earlier one
             entity = rng.choice(subjects[:-1]).entity
             assert entity is not None
             relation = rng.choice(list(entity.facts))
@@ -215,9 +215,9 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 template = rng.choice([t for t in templates if entity.inflected or "{names}" not in t])
                 text = fill_message(entity, template, language, rng)
                 return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-    if draw < 0.82:
+    if draw < 0.60:
         return source.small_talk(rng.choice(("reaction", "reaction", "thanks")), language, rng)
-    while True:
+    while True:  # something else, whole in itself: a conversation is no reason to read what is asked less closely
         prompt = source.draw(rng)
         if prompt.language == language or prompt.task == "translate":
             return prompt
