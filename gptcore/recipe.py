@@ -111,6 +111,8 @@ def text_batches(
 ) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Rows of a stream of ids and targets, batch by number: all in a random order, then all again in another.
 
+    One long text without separators is cut at other places each time.
+
     Args:
         stream: ids and targets, `(N,)` each.
         recipe: batch size and context length.
@@ -134,9 +136,16 @@ def text_batches(
             "give a longer text or a smaller context length"
         )
 
+    one_text = separator is None or not (tokens == separator).any()
+
     @lru_cache(maxsize=2)
     def order(epoch: int) -> Tensor:
-        return starts[torch.randperm(len(starts), generator=generator_for(seed, epoch), device="cpu")]
+        generator = generator_for(seed, epoch)
+        shuffled = starts[torch.randperm(len(starts), generator=generator, device="cpu")]
+        if one_text and epoch:  # cut elsewhere each time, or a short text would be learned in the same few rows
+            shift = torch.randint(context_length, (), generator=generator, device="cpu")
+            shuffled = (shuffled + shift) % (len(tokens) - context_length)
+        return shuffled
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
         numbers = range(step * recipe.batch_size + rank(), (step + 1) * recipe.batch_size, processes())

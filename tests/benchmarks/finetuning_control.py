@@ -27,7 +27,7 @@ from gptcore.recipe import Recipe, finetuning_stream, text_batches
 from gptcore.tokenizer import END
 from gptcore.training import Trainer
 
-STEPS = 240
+STEPS = 1200
 EACH = 120
 """Questions of a language about train entities, in each kind of wording."""
 

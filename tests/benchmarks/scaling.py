@@ -63,7 +63,7 @@ class Run:
         """Train, and measure the loss on the held-out windows, inputs and targets `(windows, CONTEXT)`."""
         torch.manual_seed(seed)
         model = Decoder(self.config).to(choose_device())
-        batches = text_batches((text, text), replace(Recipe(), batch_size=BATCH), seed)
+        batches = text_batches((text, text), replace(Recipe(), decoder=self.config, batch_size=BATCH), seed)
         start = time.perf_counter()
         Trainer(model, batches, TrainingConfig(self.steps)).run()
         seconds = time.perf_counter() - start
