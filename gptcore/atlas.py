@@ -99,7 +99,7 @@ def _in_both(row: dict[str, str], column: str) -> dict[Language, str]:
 
 
 def _aliases(row: dict[str, str]) -> Mapping[Language, tuple[str, ...]]:
-    listed = {language: row.get(f"aliases_{language}", "") for language in LANGUAGES}
+    listed: dict[Language, str] = {language: row.get(f"aliases_{language}", "") for language in LANGUAGES}
     return MappingProxyType({language: tuple(filter(None, names.split(";"))) for language, names in listed.items()})
 
 

@@ -76,7 +76,7 @@ def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
     return write_answer(prompt, rng.choice(list(STYLES)), rng)
 
 
-def _other_talk(language: Language) -> list[list[str]]:
+def _other_talk(language: Language) -> list[Sequence[str]]:
     topics = (*wordings()["small_talk"].values(), wordings()["harmful"], wordings()["rude"])
     return [*(topic[language]["answers"] for topic in topics), decline(language), _refusals_of_kinds(language)]
 

@@ -43,7 +43,7 @@ def pretraining_documents(seed: int) -> Iterator[str]:
                 if entity.kind != "arithmetic":
                     documents += [_mention(entity, language, rng) for language in LANGUAGES]
                     # English has more forms of a name to know: small letters, capitals, accents or none.
-                    for language, forms in (("en", 8), ("zh", 3)):
+                    for language, forms in zip(LANGUAGES, (8, 3), strict=True):
                         names = [spelled(entity, language, rng) for _ in range(forms)]
                         documents += [
                             _entry(entity, name, language, rng) for name in (*names, *entity.aliases[language])
