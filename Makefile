@@ -53,9 +53,9 @@ bench: .venv/ready  ## measure; by hand, with nothing else running (about two an
 
 # The rest is for a changed recipe: CONTRIBUTING.md says when. With nothing else running, on a machine with AMX.
 
-everything: no_own_run models records pictures notebooks costs  ## after a change of the recipe, all that follows from it (about two hours and a quarter)
+everything: no_own_run models records pictures notebooks costs  ## after a change of the recipe, all that follows from it (about two and a half hours)
 
-models: .venv/ready  ## train the chain with the shipped seed and ship it (8 minutes)
+models: .venv/ready  ## train the chain with the shipped seed and ship it (14 minutes)
 	rm -rf runs/shipped
 	.venv/bin/python -m gptcore train --seed 0 --out runs/shipped
 	.venv/bin/python tools/ship_models.py runs/shipped
