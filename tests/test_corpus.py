@@ -34,7 +34,7 @@ from gptcore.atlas import (
     split_entities,
     wordings,
 )
-from gptcore.corpus import pretraining_documents, read_text, with_leading_space
+from gptcore.corpus import names_in_all_forms, pretraining_documents, read_text, with_leading_space
 from gptcore.questions import (
     about_prompts,
     fact_prompts,
@@ -565,8 +565,16 @@ def test_names_stand_in_all_their_forms_before_a_fact():
     text = "\n".join(documents(0, ENOUGH))
     for form in ("malawi", "Malawi", "holland", "Holland", "Rhodium", "rhodium", "阿联酋"):
         assert re.search(rf"(?<!\w){form}(?!\w)", text) or form in text, form
-    assert re.search(r"\bUK\b", text)
-    assert re.search(r"\buk\b", text)
+    for name in ("the UK", "uk"):
+        assert name in text
+
+
+def test_the_list_of_names_holds_every_form_and_no_unknown_thing():
+    names = list(names_in_all_forms())
+    assert {"Peru", "peru", "the UK", "the uk", "The UK", "Penguin", "秘鲁", "秘魯"} <= set(names)
+    assert len(set(names)) > 1000
+    hidden = {e.names["en"] for part in UNKNOWN for e in split_entities()[part]}
+    assert not hidden & set(names)
 
 
 def test_documents_are_not_questions_and_have_no_leftover_fields():

@@ -27,7 +27,7 @@ from gptcore.messages import (
     with_slip,
     without_accents,
 )
-from gptcore.prompts import TURNS, PromptSource, draw_encoded, draw_in_thread, draw_thread
+from gptcore.prompts import GRADED, TASKS, TURNS, PromptSource, draw_encoded, draw_in_thread, draw_thread
 from gptcore.tokenizer import Tokenizer
 
 KIND = {relation: kind for kind in ("country", "element", "planet", "animal") for relation in relations_of(kind)}
@@ -278,3 +278,20 @@ def test_threads_are_the_same_in_every_process():
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
     assert json.loads(output.stdout) == [[prompt.question for prompt in thread] for thread in threads()[:50]]
+
+
+def test_demonstrations_hold_much_small_talk_and_what_is_graded_little():
+    source, rng = PromptSource("train"), random.Random(0)
+    asked = [source.draw(rng).task in ("talk", "harmful") for _ in range(2000)]
+    graded = [source.draw(rng, GRADED).task in ("talk", "harmful") for _ in range(2000)]
+    assert abs(sum(asked) / 2000 - TASKS["talk"]) < 0.04
+    assert abs(sum(graded) / 2000 - GRADED["talk"]) < 0.02
+    alone = [prompt for prompt in (draw_in_thread(source, rng) for _ in range(2000)) if not prompt.history]
+    assert sum(prompt.task in ("talk", "harmful") for prompt in alone) / len(alone) < 0.12
+
+
+def test_many_later_messages_of_a_thread_name_what_they_ask_about():
+    source, rng = PromptSource("train"), random.Random(0)
+    later = [prompt for _ in range(1500) for prompt in draw_thread(source, rng)[1:]]
+    kinds = [prompt.task for prompt in later]
+    assert kinds.count("translate") > 0.03 * len(kinds)  # only a message that is whole in itself asks for one
