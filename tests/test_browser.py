@@ -435,6 +435,8 @@ def test_bertviz_draws_and_follows_the_pointer(page):
     hover = (
         f"[...root.querySelectorAll('svg *')].filter((e) => {listens})[{{}}].dispatchEvent(new MouseEvent('mouseover'))"
     )
+    page.mouse.move(0, 0)  # where an earlier click left the pointer, it would hover over a word itself
+    page.wait_for_timeout(100)
     reaction(page, heads, "bertviz: hover", [hover.format(i) for i in range(6)], remote=False)
     model = page.locator("[id^=bertviz-]").nth(1)
     model.scroll_into_view_if_needed()
