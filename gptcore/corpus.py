@@ -17,7 +17,7 @@ from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 # --- Documents -----------------------------------------------------------------------------------
 
 
-def pretraining_documents(seed: int) -> Iterator[str]:
+def pretraining_documents(seed: int, untold: int = 1) -> Iterator[str]:
     """Endless plain text: each known fact in many wordings, in shuffled order, in both languages.
 
     No conversations: those belong to fine-tuning. Each round takes every known entity as a paragraph
@@ -28,10 +28,11 @@ def pretraining_documents(seed: int) -> Iterator[str]:
 
     Args:
         seed: equal seeds, equal texts.
+        untold: how many times as often as others each round takes the entities of which no conversation tells.
     """
     rng = random.Random(f"pretraining {seed}")
     parts = split_entities()
-    known = [entity for name in KNOWN for entity in parts[name]]
+    known = [entity for name in KNOWN for entity in parts[name] * (1 if name == "train" else untold)]
     while True:
         documents = []
         for entity in known:
@@ -40,6 +41,10 @@ def pretraining_documents(seed: int) -> Iterator[str]:
                 documents += [_paragraph(entity, language, rng) for language in LANGUAGES]
                 documents += [_parallel(entity, relation, rng) for relation in entity.facts]
                 documents += [_section(entity, r, language, rng) for r in entity.facts for language in LANGUAGES]
+                named = [relation for relation in entity.facts if relation in messages()["reverse"]]
+                documents += [
+                    _reversed(entity, relation, language, rng) for relation in named for language in LANGUAGES
+                ]
                 if entity.kind != "arithmetic":
                     documents += [_mention(entity, language, rng) for language in LANGUAGES]
                     # English has more forms of a name to know: small letters, capitals, accents or none.
@@ -74,7 +79,10 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
     else:
         topics = wording["topics"] if rng.random() < 0.6 else messages()["topics"][relation][language]
         lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(topics))
-    lead = entity.fill(lead, language, name=spelled(entity, language, rng))
+    if entity.operands:  # numbers in words, too
+        lead = fill_message(entity, lead, language, rng)
+    else:
+        lead = entity.fill(lead, language, name=spelled(entity, language, rng))
     draw = rng.random()
     if draw < 0.6:
         lead = (carelessly if draw < 0.35 else as_people_type)(lead, language, rng)
@@ -88,6 +96,20 @@ def _entry(entity: Entity, name: str, language: Language, rng: random.Random) ->
     form = rng.choices((str.lower, str.capitalize, str.upper, str), (0.45, 0.25 * name.islower(), 0.06, 0.3))[0]
     head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(carelessly(form(name), language, rng))
     return f"{head} {entity.sentence(rng.choice(sorted(entity.facts)), language)}"
+
+
+def _reversed(entity: Entity, relation: str, language: Language, rng: random.Random) -> str:
+    """A value that only one thing has, alone or in a line that announces the thing, and the fact.
+
+    Who has read "The capital of Peru is Lima" knows what follows the name, not what the name is that belongs to Lima.
+    """
+    value = entity.facts[relation][language]
+    if rng.random() < 0.5:
+        head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(value)
+    else:
+        topic = rng.choice(wordings()["relations"][relation][language]["reversed"]).format(value=value)
+        head = rng.choice(wordings()["leads"][language]).format(topic=topic)
+    return _announced(carelessly(head, language, rng), entity.sentence(relation, language), language)
 
 
 def _mention(entity: Entity, language: Language, rng: random.Random) -> str:
@@ -150,13 +172,20 @@ def read_text(path: str | Path) -> str:
 
 
 def names_in_all_forms() -> Iterator[str]:
-    """Every name of every known entity, other names too: as written, in small letters, with a capital, in traditional characters."""
+    """Every name of every known entity, other names too, in the forms in which it is written.
+
+    As it stands in the tables and in small letters three times each; with a capital and in traditional characters once.
+    """
     parts = split_entities()
     for entity in (entity for part in KNOWN for entity in parts[part] if entity.kind != "arithmetic"):
         for language in LANGUAGES:
             for name in (entity.names[language], *entity.aliases[language]):
                 name = name.split("/")[0]
-                yield from dict.fromkeys((name, name.lower(), name[:1].upper() + name[1:], in_traditional(name)))
+                often = dict.fromkeys((name, name.lower()))
+                yield from (*often, *often, *often)
+                yield from dict.fromkeys(
+                    form for form in (name[:1].upper() + name[1:], in_traditional(name)) if form not in often
+                )
 
 
 # --- Ids -----------------------------------------------------------------------------------------

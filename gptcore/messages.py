@@ -10,7 +10,7 @@ import json
 import random
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -72,6 +72,21 @@ def messages() -> Mapping[str, Any]:
     """What the writers typed, by kind, then by relation or kind of thing, then by language; read-only."""
     return _frozen(json.loads((ATLAS / "messages.json").read_text(encoding="utf-8")))
 
+
+def nameless_messages() -> Iterator[str]:
+    """Every message and piece of one, with nothing in its fields."""
+    return (_FIELD.sub(" ", text) for text in _texts(messages()))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    else:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+_FIELD = re.compile(r"\{\w+\}")
 
 # --- Names ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from gptcore.checks import numbers, whole_numbers
 from gptcore.corpus import names_in_all_forms, pretraining_documents, with_leading_space
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
+from gptcore.messages import nameless_messages
 from gptcore.parallel import processes, rank
 from gptcore.ppo import PPOConfig
 from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
@@ -40,7 +41,7 @@ class Recipe:
     finetuning: TrainingConfig = TrainingConfig(steps=2900, embedding_rate=0.01, head_rate=0.002, scalar_rate=0.002)
     """Fine-tuning; a slow head, or names that no conversation holds are forgotten, but faster embeddings: what people type
     has many words that no text has."""
-    replayed: float = 0.7
+    replayed: float = 0.65
     """Share of pretraining documents among the conversations of fine-tuning, against forgetting."""
     ballots: int = 4000
     """Prompts on whose answers is voted, about six comparisons each."""
@@ -67,16 +68,16 @@ LISTINGS = 100
 
 
 def tokenizer_texts(seed: int) -> Iterator[str]:
-    """What the tokenizer learns from: pretraining text, and the names in it as a list.
+    """What the tokenizer learns from: pretraining text, what people type, and the names in it as a list.
 
-    No conversations: messages would push out the names of which every text is made. And the training entities would be
-    named there more often than others: their names would become single tokens where others are pieces, and a model
-    would know by that what it was asked before. The list makes "peru" as short as "Peru" and "Tiger" as "tiger": texts
-    have but one of them, people type both.
+    Messages without the names in them, and no conversations: there the training entities would be named more often than
+    others, their names would become single tokens where others are pieces, and a model would know by that what it was
+    asked before. The list keeps the messages' words from pushing out names, and makes "peru" as short as "Peru" and
+    "Tiger" as "tiger": texts have but one of them, people type both.
     """
     texts = islice(pretraining_documents(seed), 40_000)
     listed = (name for _ in range(LISTINGS) for name in names_in_all_forms())
-    return map(with_leading_space, chain(texts, listed))
+    return map(with_leading_space, chain(texts, nameless_messages(), listed))
 
 
 def train_tokenizer(
@@ -156,16 +157,21 @@ def text_batches(
     return batch_at
 
 
+UNTOLD = 4
+"""How many times as often as others the replayed texts are about things that no conversation tells of: what conversations
+ask for they keep alive themselves."""
+
+
 def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, Tensor]:
     """Conversations and replayed documents for that many steps; each is met once."""
     count = steps * recipe.batch_size * recipe.decoder.context_length
-    documents = pretraining_documents(seed + 1)
+    documents = pretraining_documents(seed + 1, UNTOLD)
     return pack(tokenizer, demonstrations(seed), documents, recipe.replayed, count, seed)
 
 
 def replay_batches(tokenizer: Tokenizer, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Small batches of what was learned before, texts and conversations, to be mixed into later stages against forgetting."""
-    documents = pretraining_documents(seed + 2)
+    documents = pretraining_documents(seed + 2, UNTOLD)
     stream = pack(tokenizer, demonstrations(seed + 2), documents, recipe.replayed, 200_000, seed)
     rows = replace(recipe, batch_size=max(1, recipe.batch_size // 4))
     return text_batches(stream, rows, seed, tokenizer.special[END_OF_TEXT])

@@ -247,6 +247,8 @@ def templates_with_fields():
                 yield relation, template, about[0] | {"value"}
             for template in wording[language]["topics"]:
                 yield relation, template, about[0]
+            for template in wording[language].get("reversed", ()):
+                yield relation, template, {"value"}
             for template in wording[language]["questions"]:
                 yield relation, template, about[0]
     for kind, wording in wordings()["about"].items():
@@ -569,8 +571,45 @@ def test_names_stand_in_all_their_forms_before_a_fact():
         assert name in text
 
 
+def test_a_value_that_one_thing_has_stands_before_the_name_of_it():
+    told = set(documents(0, ENOUGH))
+    for part in ("train", "test"):
+        countries = [entity for entity in split_entities()[part] if entity.kind == "country"]
+        bare = 0
+        for country in countries:
+            for language, gap in (("en", " "), ("zh", "")):
+                capital, fact = country.facts["capital"][language], country.sentence("capital", language)
+                bare += bool({f"{capital}:{gap}{fact}", f"{capital}.{gap}{fact}", f"- {capital} {fact}"} & told)
+        assert bare > len(countries) / 4, part
+    announced = [text for text in told if re.search(r"which country is governed from \w+\. The capital of", text, re.I)]
+    assert announced
+    for text in announced:
+        city = re.search(r"governed from (\w+)\.", text, re.I)[1]
+        assert text.lower().endswith(f" is {city.lower()}."), text
+
+
+def test_numbers_are_told_in_words_too():
+    text = "\n".join(documents(0, ENOUGH))
+    assert re.search(r"\b(seven|eleven|eighteen)\b.*\. The (sum|difference)", text)
+    assert re.search(r"十[一二三四五六七八九].*[加减]", text)
+
+
+def test_what_no_conversation_tells_of_is_told_as_often_as_asked():
+    def mentioned(untold, part):
+        some = [e for e in split_entities()[part] if e.kind == "element"]
+        texts = list(itertools.islice(pretraining_documents(0, untold), ENOUGH))
+        return sum(
+            f"element {e.names['en']} " in text or f" of {e.names['en']} is" in text for e in some for text in texts
+        ) / len(some)
+
+    for untold in (1, 4):
+        ratio = mentioned(untold, "test") / mentioned(untold, "train")
+        assert 0.8 * untold < ratio < 1.2 * untold
+
+
 def test_the_list_of_names_holds_every_form_and_no_unknown_thing():
     names = list(names_in_all_forms())
+    assert [names.count(form) for form in ("Peru", "peru", "penguin", "Penguin", "秘魯")] == [3, 3, 3, 1, 1]
     assert {"Peru", "peru", "the UK", "the uk", "The UK", "Penguin", "秘鲁", "秘魯"} <= set(names)
     assert len(set(names)) > 1000
     hidden = {e.names["en"] for part in UNKNOWN for e in split_entities()[part]}

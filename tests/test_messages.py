@@ -23,6 +23,7 @@ from gptcore.messages import (
     filled_in_all_ways,
     letters,
     messages,
+    nameless_messages,
     spelled,
     with_slip,
     without_accents,
@@ -84,6 +85,14 @@ def test_there_are_many_messages_of_each_kind_in_both_languages_and_none_twice()
                 assert len(lists[language]) >= least[group], (group, key, language)
                 assert len(set(lists[language])) == len(lists[language]), (group, key, language)
     assert set(messages()["facts"]) == set(wordings()["relations"])
+
+
+def test_without_names_a_message_keeps_its_words():
+    texts = list(nameless_messages())
+    assert len(texts) == sum(1 for _ in every_message())
+    assert "capital of  ??" in texts
+    assert "which country has   as its capital" in texts
+    assert not any("{" in text for text in texts)
 
 
 def test_no_message_names_a_thing_that_must_not_be_named_there():
@@ -238,6 +247,15 @@ def test_what_has_no_room_is_drawn_anew():
         assert ids == encode_prompt(tokenizer, prompt.question, prompt.history, 100)
     with pytest.raises(ValueError, match="give the model a longer context"):
         draw_encoded(source, rng, tokenizer, 4)
+
+
+def test_small_talk_is_drawn_unless_it_is_not_wanted():
+    tokenizer, source = Tokenizer([]), PromptSource()
+    for talk in (True, False):
+        rng = random.Random(0)
+        drawn = [draw_encoded(source, rng, tokenizer, 500, talk)[0].task for _ in range(300)]
+        assert ("talk" in drawn) == talk
+        assert {"fact", "about", "translate"} <= set(drawn)
 
 
 def test_yes_no_either_or_and_reversed_questions_are_asked():
