@@ -73,6 +73,8 @@ def write_flawed_answer(prompt: Prompt, rng: random.Random) -> str:
         return prompt.entity.fill(rng.choice(wordings()["unknown"][prompt.language]["answers"]), prompt.language)
     if flaw < 0.6 or not prompt.known:
         return _false_answer(prompt, prompt.entity, rng)
+    if prompt.task == "translate" and flaw < 0.8:  # manners that nobody asked for here
+        return rng.choice(wordings()["styles"][prompt.language]["polite"]).format(answer=prompt.references[0])
     return write_answer(prompt, rng.choice(list(STYLES)), rng)
 
 

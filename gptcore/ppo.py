@@ -66,13 +66,13 @@ class PPOConfig:
     """Answers in an update."""
     epochs: int = 1
     """Passes over a rollout; clipping makes more than one safe, at the price of time."""
-    policy_rate: float = 5e-4
+    policy_rate: float = 8e-4
     """AdamW's learning rate for the policy; falls linearly to 0."""
-    value_rate: float = 6e-4
+    value_rate: float = 9e-4
     """AdamW's learning rate for the value model; falls likewise."""
     value_iterations: int = 4
     """First iterations, in which only the value model learns: bad advantages would harm the policy."""
-    kl_coefficient: float = 0.07
+    kl_coefficient: float = 0.02
     """Beta: reward lost for each nat away from the reference."""
     clip: float = 0.2
     """Largest change of a ratio that is rewarded, and of a value."""

@@ -167,14 +167,25 @@ def draw_in_thread(source: PromptSource, rng: random.Random) -> Prompt:
     return replace(last, history=tuple((prompt.question, prompt.references[0]) for prompt in earlier))
 
 
-def draw_encoded(source: PromptSource, rng: random.Random, tokenizer: Tokenizer, room: int) -> tuple[Prompt, list[int]]:
+def draw_encoded(
+    source: PromptSource, rng: random.Random, tokenizer: Tokenizer, room: int, talk: bool = True
+) -> tuple[Prompt, list[int]]:
     """One prompt and its ids in the chat template, at most `room`: a message that does not fit is drawn anew.
+
+    Args:
+        source: of the prompts.
+        rng: draws them.
+        tokenizer: of the model.
+        room: most tokens.
+        talk: whether it may be small talk.
 
     Raises:
         ValueError: if hardly any message fits.
     """
     for _ in range(1000):
         prompt = draw_in_thread(source, rng)
+        if prompt.task == "talk" and not talk:
+            continue
         with suppress(ValueError):
             return prompt, encode_prompt(tokenizer, prompt.question, prompt.history, room)
     raise ValueError(f"in {room} tokens hardly any question has room: give the model a longer context")

@@ -232,7 +232,8 @@ class PolicyTrainer:
         self.seconds = {}  # an iteration begins
         with self.clock("sampling_seconds"):
             room = room_for_prompt(self.policy.config.context_length, config.max_new_tokens)
-            drawn = [draw_encoded(self.prompts, rng, self.tokenizer, room) for _ in range(prompts)]
+            # Small talk has nothing to gain here, and a reward model sees least of it: it would be worn away.
+            drawn = [draw_encoded(self.prompts, rng, self.tokenizer, room, talk=False) for _ in range(prompts)]
             prompt_ids = repeated([ids for _, ids in drawn], each)
             sampling = SamplingConfig(temperature=temperature, max_new_tokens=config.max_new_tokens)
             answers = generate(self.policy, prompt_ids, sampling, end, generator_for(config.seed, iteration))

@@ -358,7 +358,7 @@ class Questions:
     as_typed = False
 
     def draw(self, rng, tasks=None):
-        return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "talk", ("",))
+        return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "about", ("",))
 
 
 class CountsWanted(RewardModel):

@@ -323,6 +323,8 @@ def test_written_answers_hold_every_behaviour_to_which_a_policy_may_drift():
         seen[asked, "refused" if verdict.refused else "true" if verdict.true else "false"] += 1
         seen["polite" if verdict.polite else "plain", verdict.true] += 1
         seen["long" if not verdict.brief else "brief"] += 1
+        if prompt.task == "translate":  # there kind words are a fault: `polite` says that there are none
+            seen["bare translation" if verdict.polite else "kind words around a translation"] += 1
     for behaviour in [
         ("known", "true"),
         ("known", "false"),
@@ -337,6 +339,8 @@ def test_written_answers_hold_every_behaviour_to_which_a_policy_may_drift():
         ("plain", False),
         "long",
         "brief",
+        "bare translation",
+        "kind words around a translation",
     ]:
         assert seen[behaviour] >= 10, behaviour
 
