@@ -1,6 +1,7 @@
 """Every exercise: its solution passes, its stub is blank, other right answers pass, wrong ones are told why."""
 
 import ast
+import re
 from importlib import import_module
 
 import pytest
@@ -54,6 +55,23 @@ def test_the_check_of_the_solution_praises(exercise):
     exec(exercise.solution, names)
     verdict = examine(exercise.number, names)
     assert (verdict.status, verdict.message) == ("right", exercise.praise)
+
+
+def test_the_losses_of_the_bigram_table_are_those_that_its_cell_and_solution_name(capsys):
+    # They hang on the shipped tokenizer: whoever ships another one has to write them anew.
+    exercise, names = exercises()["5.5"], {}
+    exec(exercise.solution, names)
+    exec(exercise.demo, names)
+    said = [float(loss) for loss in re.findall(r"tensor\((\d+\.\d+)", capsys.readouterr().out)]
+    assert said == pytest.approx(
+        [float(n) for n in re.search(r"# right: ([\d.]+) and ([\d.]+)", exercise.demo).groups()], abs=2e-4
+    )
+    named = re.search(
+        r"([\d.]+) nats with add 0.01, ([\d.]+) with 0.001, the best, and ([\d.]+) with 0.0001", exercise.solution
+    )
+    parts, size = names["bigram_parts"], names["base_tokenizer"].vocabulary_size
+    found = [float(names["bigram_loss"](*parts, size, add)) for add in (0.01, 0.001, 0.0001)]
+    assert found == pytest.approx([float(n) for n in named.groups()], abs=0.006)
 
 
 @ALL
