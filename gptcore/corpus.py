@@ -90,11 +90,15 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
     return _announced(lead, entity.sentence(relation, language, fact), language)
 
 
+_HEADS = ("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")
+"""How a line begins that tells of one thing, as in an encyclopedia."""
+
+
 def _entry(entity: Entity, name: str, language: Language, rng: random.Random) -> str:
     """A name alone, in any of the forms that people give it, and a fact, as in an encyclopedia."""
     name = name.split("/")[0]
     form = rng.choices((str.lower, str.capitalize, str.upper, str), (0.45, 0.25 * name.islower(), 0.06, 0.3))[0]
-    head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(carelessly(form(name), language, rng))
+    head = rng.choice(_HEADS).format(carelessly(form(name), language, rng))
     return f"{head} {entity.sentence(rng.choice(sorted(entity.facts)), language)}"
 
 
@@ -105,7 +109,7 @@ def _reversed(entity: Entity, relation: str, language: Language, rng: random.Ran
     """
     value = entity.facts[relation][language]
     if rng.random() < 0.5:
-        head = rng.choice(("{}.", "{}:", "{}", '"{}"', "({})", "{},", "- {}")).format(value)
+        head = rng.choice(_HEADS).format(value)
     else:
         topic = rng.choice(wordings()["relations"][relation][language]["reversed"]).format(value=value)
         head = rng.choice(wordings()["leads"][language]).format(topic=topic)
