@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import common
@@ -34,7 +35,9 @@ from gptcore.atlas import (
     split_entities,
     wordings,
 )
+from gptcore.checkpoint import load_stage
 from gptcore.corpus import names_in_all_forms, pretraining_documents, read_text, with_leading_space
+from gptcore.messages import nameless_messages
 from gptcore.questions import (
     about_prompts,
     fact_prompts,
@@ -44,6 +47,7 @@ from gptcore.questions import (
     talk_prompts,
     translate_prompts,
 )
+from gptcore.recipe import LISTINGS, Recipe, finetuning_stream, tokenizer_texts
 
 WORDINGS = ("train", "validation", "test")
 
@@ -605,6 +609,23 @@ def test_what_no_conversation_tells_of_is_told_as_often_as_asked():
     for untold in (1, 4):
         ratio = mentioned(untold, "test") / mentioned(untold, "train")
         assert 0.8 * untold < ratio < 1.2 * untold
+
+
+def test_what_is_replayed_is_mostly_about_what_no_conversation_tells_of():
+    tokenizer, recipe = load_stage("base")[1], replace(Recipe(), batch_size=1, replayed=1.0)
+    stream, _ = finetuning_stream(tokenizer, recipe, 300, 0)
+    text, told = tokenizer.decode(stream.tolist()), {}
+    for part in ("train", "test"):
+        countries = [entity for entity in split_entities()[part] if entity.kind == "country"]
+        told[part] = sum(text.count(entity.sentence("capital", "en")) for entity in countries) / len(countries)
+    assert told["test"] > 2.5 * told["train"] > 0
+
+
+def test_the_tokenizer_reads_texts_messages_and_names():
+    texts = list(tokenizer_texts(0))
+    count = 40_000 + sum(1 for _ in nameless_messages()) + LISTINGS * sum(1 for _ in names_in_all_forms())
+    assert len(texts) == count
+    assert {" which country has   as its capital", " Peru", "秘鲁"} <= set(texts[40_000:])
 
 
 def test_the_list_of_names_holds_every_form_and_no_unknown_thing():

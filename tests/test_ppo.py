@@ -413,6 +413,17 @@ def rows_of(rollout):
         yield row[:start], answer
 
 
+def test_a_rollout_holds_no_small_talk():
+    class AlsoTalk(Questions):
+        def draw(self, rng, tasks=None):
+            return Prompt("bbbbbb", "en", "talk", ("",)) if rng.random() < 0.5 else super().draw(rng)
+
+    run = toy(rollout_size=64)
+    run.prompts = AlsoTalk()
+    lengths = {len(prompt) for prompt, _ in rows_of(run.roll_out(0))}
+    assert lengths == {len(prompt) for prompt, _ in rows_of(toy(rollout_size=64).roll_out(0))}
+
+
 def test_the_mask_of_a_rollout_marks_exactly_the_answers_tokens_and_their_end():
     rollout = toy(rollout_size=64).roll_out(0)
     lengths = set()
