@@ -15,6 +15,7 @@ Papers: "Attention Is All You Need" (arXiv 1706.03762), "RoFormer" for rotary po
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,13 +95,36 @@ def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
 
 
-def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+class RotaryScaling(NamedTuple):
+    """How Llama 3.1 stretches its rotary positions to a longer context than it was pretrained with
+    (arXiv 2407.21783, section 3.4.1, and the published code): slow rotations are slowed down, fast ones are not."""
+
+    factor: float
+    """By which the slow ones are slowed down."""
+    low: float
+    """Pairs that turn less often than this within the old context are slow."""
+    high: float
+    """Pairs that turn more often are fast; between the two the change is gradual."""
+    context: int
+    """The old context, in positions."""
+
+    def applied(self, frequencies: Tensor) -> Tensor:
+        """The scaled frequencies, in radians a position."""
+        turns = self.context * frequencies / (2 * math.pi)
+        fast = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return frequencies * (fast + (1 - fast) / self.factor)
+
+
+def rotary_angles(
+    positions: Tensor, head_size: int, base: float = 10_000.0, scaling: RotaryScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of the rotation of each position and feature (arXiv 2104.09864).
 
     Args:
         positions: `(..., T)` integers.
         head_size: `D`, even; features `i` and `i + D / 2` are a pair and turn by the same angle.
         base: pair i turns by `base^(-2 i / D)` radians a position.
+        scaling: of these frequencies; None for none.
 
     Returns:
         two tensors `(..., T, D)`, float32; the sine is negative for the first feature of each pair.
@@ -111,7 +135,10 @@ def rotary_angles(positions: Tensor, head_size: int, base: float = 10_000.0) -> 
     if head_size % 2:
         raise ValueError(f"rotary positions turn pairs of features: the head size must be even, got {head_size}")
     exponents = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32) / head_size
-    angles = positions[..., None].float() * base**-exponents  # (..., T, D / 2)
+    frequencies = base**-exponents
+    if scaling is not None:
+        frequencies = scaling.applied(frequencies)
+    angles = positions[..., None].float() * frequencies  # (..., T, D / 2)
     cosine, sine = angles.cos(), angles.sin()
     return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
@@ -198,23 +225,30 @@ class MultiHeadAttention(nn.Module):
             (grouped queries, arXiv 2305.13245). By default `heads`.
         bias: whether the four projections have biases.
         layer: its number in the model; under it a cache keeps its keys and values.
+        head_size: features `D` of a head; by default the heads share the width evenly.
 
     Raises:
         ValueError: as `check_heads`.
     """
 
     def __init__(
-        self, width: int, heads: int, key_value_heads: int | None = None, bias: bool = True, layer: int = 0
+        self,
+        width: int,
+        heads: int,
+        key_value_heads: int | None = None,
+        bias: bool = True,
+        layer: int = 0,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
         key_value_heads = heads if key_value_heads is None else key_value_heads
-        check_heads(width, heads, key_value_heads)
-        self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, width // heads
-        self.query = nn.Linear(width, width, bias=bias)
+        check_heads(width if head_size is None else heads, heads, key_value_heads)
+        self.heads, self.key_value_heads, self.head_size = heads, key_value_heads, head_size or width // heads
+        self.query = nn.Linear(width, heads * self.head_size, bias=bias)
         self.key = nn.Linear(width, key_value_heads * self.head_size, bias=bias)
         self.value = nn.Linear(width, key_value_heads * self.head_size, bias=bias)
-        self.output = nn.Linear(width, width, bias=bias)
+        self.output = nn.Linear(heads * self.head_size, width, bias=bias)
 
     def forward(
         self,
@@ -237,7 +271,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             the output `(B, T, C)`, and the weights `(B, H, T, S)` or None.
         """
-        B, T, C = x.shape
+        B, T, _ = x.shape
         query = self.query(x).view(B, T, self.heads, self.head_size).transpose(1, 2)  # (B, H, T, D)
         key = self.key(x).view(B, T, self.key_value_heads, self.head_size).transpose(1, 2)
         value = self.value(x).view(B, T, self.key_value_heads, self.head_size).transpose(1, 2)
@@ -256,5 +290,5 @@ class MultiHeadAttention(nn.Module):
             mixed, weights = scaled_dot_product_attention(query, key, value, mask)
         else:
             mixed, weights = fused_attention(query, key, value, mask, trained=cache is None), None
-        # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, C).
-        return self.output(mixed.transpose(1, 2).reshape(B, T, C)), weights
+        # Heads stand side by side again: (B, H, T, D) -> (B, T, H, D) -> (B, T, H D).
+        return self.output(mixed.transpose(1, 2).reshape(B, T, -1)), weights

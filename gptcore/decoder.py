@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.attention import KeyValueCache, MultiHeadAttention, causal_mask, check_heads, rotary_angles
+from gptcore.attention import (
+    KeyValueCache,
+    MultiHeadAttention,
+    RotaryScaling,
+    causal_mask,
+    check_heads,
+    rotary_angles,
+)
 from gptcore.checks import numbers, whole_numbers
 from gptcore.machine import in_own_dtype
 
@@ -48,14 +55,24 @@ class DecoderConfig:
     """Added to the variance in the norms, as in both papers' code."""
     rotary_base: float = 10_000.0
     """Base of the rotary frequencies, as in arXiv 2104.09864."""
+    rotary_scaling: RotaryScaling | None = None
+    """Of published models that were stretched to a longer context."""
+    head_size: int | None = None
+    """Features of a head; None for `C / H`."""
+    attention_bias: bool = False
+    """Whether the attention of `llama` has biases; that of `gpt2` always has."""
+    tied: bool = False
+    """Whether the head of `llama` is tied to the embedding; that of `gpt2` always is."""
 
     def __post_init__(self) -> None:
         if self.preset not in ("gpt2", "llama"):
             raise ValueError(f"unknown preset {self.preset!r}: choose 'gpt2' or 'llama'")
         sizes = ("vocabulary_size", "context_length", "layers", "width", "heads", "key_value_heads", "hidden_width")
-        whole_numbers(self, *sizes, at_least=1)
-        check_heads(self.width, self.heads, self.key_value_heads or self.heads)
-        if self.preset == "llama" and self.width // self.heads % 2:
+        whole_numbers(self, *sizes, "head_size", at_least=1)
+        check_heads(
+            self.width if self.head_size is None else self.heads, self.heads, self.key_value_heads or self.heads
+        )
+        if self.preset == "llama" and self.features_of_a_head % 2:
             raise ValueError(
                 f"rotary positions turn pairs of features: width {self.width} gives each of {self.heads} heads an odd "
                 "number, choose a width that is a multiple of twice the heads"
@@ -64,6 +81,13 @@ class DecoderConfig:
         if self.separator is not None and self.separator >= self.vocabulary_size:
             raise ValueError(f"separator {self.separator} is no id of a vocabulary of {self.vocabulary_size}")
         numbers(self, "norm_epsilon", "rotary_base", above=0)
+        if self.rotary_scaling is not None:  # a list, if it comes from a file
+            object.__setattr__(self, "rotary_scaling", RotaryScaling(*self.rotary_scaling))
+
+    @property
+    def features_of_a_head(self) -> int:
+        """`D`."""
+        return self.head_size or self.width // self.heads
 
     @property
     def feed_forward_width(self) -> int:
@@ -120,7 +144,10 @@ class DecoderLayer(nn.Module):
         norm = nn.LayerNorm if gpt2 else RMSNorm
         feed_forward = FeedForward if gpt2 else GatedFeedForward
         self.attention_norm = norm(config.width, config.norm_epsilon)
-        self.attention = MultiHeadAttention(config.width, config.heads, config.key_value_heads, gpt2, layer)
+        bias = gpt2 or config.attention_bias
+        self.attention = MultiHeadAttention(
+            config.width, config.heads, config.key_value_heads, bias, layer, config.head_size
+        )
         self.feed_forward_norm = norm(config.width, config.norm_epsilon)
         self.feed_forward = feed_forward(config.width, config.feed_forward_width)
 
@@ -183,7 +210,7 @@ class Decoder(nn.Module):
             self.norm = RMSNorm(config.width, config.norm_epsilon)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.layers))
         self.head = nn.Linear(config.width, config.vocabulary_size, bias=False)
-        if config.preset == "gpt2":
+        if config.preset == "gpt2" or config.tied:
             self.head.weight = self.embedding.weight
         initialise(self)
 
@@ -224,7 +251,8 @@ class Decoder(nn.Module):
         if self.config.preset == "gpt2":
             x = x + self.positions(positions)
         else:
-            angles = rotary_angles(positions, self.config.width // self.config.heads, self.config.rotary_base)
+            config = self.config
+            angles = rotary_angles(positions, config.features_of_a_head, config.rotary_base, config.rotary_scaling)
             rotary = tuple(part.unsqueeze(-3) for part in angles)  # ((B,) 1, T, D), one for all heads
         weigh = attention_weights is not None
         for layer in self.layers:
@@ -287,11 +315,12 @@ def forward_flops(config: DecoderConfig, time: int) -> dict[str, int]:
         operations of `projections` (queries, keys, values, output), `attention` (scores and mixing),
         `feed_forward` and `head`.
     """
-    shared = (config.key_value_heads or config.heads) / config.heads  # of the width, for keys and for values
+    shared = (config.key_value_heads or config.heads) / config.heads  # of the queries' width, for keys and for values
+    width = config.heads * config.features_of_a_head  # of the queries
     matrices = 3 if config.preset == "llama" else 2
     return {
-        "projections": round(config.layers * time * 2 * config.width**2 * (2 + 2 * shared)),
-        "attention": config.layers * 2 * 2 * time**2 * config.width,
+        "projections": round(config.layers * time * 2 * config.width * width * (2 + 2 * shared)),
+        "attention": config.layers * 2 * 2 * time**2 * width,
         "feed_forward": config.layers * time * 2 * matrices * config.width * config.feed_forward_width,
         "head": time * 2 * config.width * config.vocabulary_size,
     }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gptcore.attention import RotaryScaling
 from gptcore.checkpoint import QUANTISED, CheckpointError, check_plain
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.machine import choose_device
@@ -36,6 +37,9 @@ _THEIR_FIELDS = {
         "hidden_width": "intermediate_size",
         "norm_epsilon": "rms_norm_eps",
         "rotary_base": "rope_theta",
+        "head_size": "head_dim",
+        "attention_bias": "attention_bias",
+        "tied": "tie_word_embeddings",
     },
 }
 
@@ -69,7 +73,16 @@ _THEIR_NAMES = {
     },
 }
 
-_MAY_BE_ABSENT = {"n_inner", "layer_norm_epsilon", "num_key_value_heads", "rope_theta"}
+_SCALING = {
+    "factor": "factor",
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "context": "original_max_position_embeddings",
+}
+"""Our `RotaryScaling` and their `rope_scaling` of type `llama3`."""
+
+_MAY_BE_ABSENT = {"n_inner", "layer_norm_epsilon", "num_key_value_heads", "rope_theta", "head_dim"}
+_MAY_BE_ABSENT |= {"attention_bias", "tie_word_embeddings"}
 """Of their fields those whose default is ours, too."""
 
 # What a published model may ask for, by the values that our decoder does; absent is the first of them.
@@ -84,7 +97,6 @@ _SUPPORTED = {
     },
     "llama": {
         "hidden_act": ("silu", "swish"),
-        "attention_bias": (False,),
         "mlp_bias": (False,),
         "partial_rotary_factor": (1.0,),
         "auto_map": (None,),
@@ -138,9 +150,14 @@ def as_transformers(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     shape = asdict(config) | {
         "hidden_width": config.feed_forward_width,
         "key_value_heads": config.key_value_heads or config.heads,
+        "head_size": config.features_of_a_head,
     }
     theirs = {their: shape[our] for our, their in _THEIR_FIELDS[config.preset].items()}
-    theirs["tie_word_embeddings"] = config.preset == "gpt2"
+    if config.preset == "gpt2":
+        theirs["tie_word_embeddings"] = True
+    if config.rotary_scaling is not None:
+        scaling = config.rotary_scaling._asdict()
+        theirs["rope_scaling"] = {"rope_type": "llama3"} | {_SCALING[name]: value for name, value in scaling.items()}
     parts: dict[str, list[Tensor]] = {}
     for place in _places(ours, config.preset):
         tensor = ours[place.ours]
@@ -172,7 +189,7 @@ def from_transformers(config: dict[str, Any], tensors: dict[str, Tensor]) -> Dec
     if preset == "gpt2" and "wte.weight" in tensors:
         tensors = {n if n.startswith("lm_head.") else f"transformer.{n}": tensor for n, tensor in tensors.items()}
     head, embedding = f"{names['head']}.weight", f"{names['embedding']}.weight"
-    tied = config.get("tie_word_embeddings", preset == "gpt2")
+    tied = preset == "gpt2" or shape.tied
     if tied:  # one of the two names may be left out
         for name, other in ((head, embedding), (embedding, head)):
             if other in tensors:
@@ -220,10 +237,10 @@ def _shape(config: dict[str, Any]) -> DecoderConfig:
     shape = {ours: config[theirs] for ours, theirs in fields.items() if config.get(theirs) is not None}
     for name in ("rope_scaling", "rope_parameters"):  # older and newer versions of the library
         rotary = config.get(name) or {}
-        plain = isinstance(rotary, dict) and all(
-            key == "rope_theta" or value in ("default", 1, None) for key, value in rotary.items()
-        )
-        if not plain:
+        asked = {} if not isinstance(rotary, dict) else {key: v for key, v in rotary.items() if key != "rope_theta"}
+        if "llama3" in (asked.get("rope_type"), asked.get("type")) and all(asked.get(key) for key in _SCALING.values()):
+            shape["rotary_scaling"] = RotaryScaling(*(asked[key] for key in _SCALING.values()))
+        elif not isinstance(rotary, dict) or any(value not in ("default", 1, None) for value in asked.values()):
             raise CheckpointError(f"this model has {name} {rotary}, our rotary positions are plain")
         if rotary.get("rope_theta") is not None:
             shape["rotary_base"] = rotary["rope_theta"]
@@ -231,8 +248,6 @@ def _shape(config: dict[str, Any]) -> DecoderConfig:
         ours = DecoderConfig(preset=preset, **shape)
     except ValueError as error:
         raise CheckpointError(f"config.json describes no model that gptcore can build: {error}") from error
-    if config.get("head_dim") not in (None, ours.width // ours.heads):
-        raise CheckpointError(f"heads of head_dim {config['head_dim']} features do not fill a width of {ours.width}")
     return ours
 
 

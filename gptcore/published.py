@@ -74,7 +74,7 @@ def write_transformers(folder: str | Path, model: Decoder, tokenizer: Tokenizer)
     # How the library generates if nobody says otherwise: as our chat does.
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     generation |= {"do_sample": False, "max_new_tokens": GREEDY.max_new_tokens}
-    if gpt2:  # one tensor in the file, two names for it
+    if gpt2 or model.config.tied:  # one tensor in the file, two names for it
         del tensors["lm_head.weight"]
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=1), encoding="utf-8")

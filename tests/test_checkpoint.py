@@ -420,6 +420,39 @@ PUBLISHED = {
             tie_word_embeddings=True,
         )
     ),
+    "llama 3, stretched context": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=61,
+            max_position_embeddings=64,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            rope_scaling={
+                "rope_type": "llama3",
+                "rope_theta": 5000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 2.0,
+                "original_max_position_embeddings": 16,
+            },
+            tie_word_embeddings=True,
+        )
+    ),
+    "llama, heads of their own size, biases": lambda: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=61,
+            max_position_embeddings=32,
+            hidden_size=20,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            attention_bias=True,
+            tie_word_embeddings=False,
+        )
+    ),
     "llama, head of its own": lambda: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=61,
@@ -447,9 +480,12 @@ def test_a_published_model_gives_the_same_logits_in_our_decoder(tmp_path, name):
     theirs = published(name)
     theirs.save_pretrained(tmp_path)
     ours = read_transformers(tmp_path)
-    tokens = torch.randint(61, (2, 11))
+    tokens = torch.randint(61, (2, 23))  # longer than the context before it was stretched
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
+    # A tied head stays tied: training must not pull it from the embedding, nor count it twice.
+    assert (ours.head.weight is ours.embedding.weight) == theirs.config.tie_word_embeddings
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
 def test_a_model_in_several_files_and_half_precision_is_read(tmp_path):
@@ -471,12 +507,15 @@ def test_gpt2s_first_published_names_are_read():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "llama"])
-def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path, preset):
+LLAMA_3 = {"tied": True, "head_size": 24, "attention_bias": True, "rotary_scaling": (4.0, 1.0, 2.0, 16)}
+
+
+@pytest.mark.parametrize(("preset", "more"), [("gpt2", {}), ("llama", {}), ("llama", LLAMA_3)])
+def test_transformers_loads_what_we_write_and_generates_the_same_tokens(tmp_path, preset, more):
     _, tokenizer = load_stage("base", SHIPPED)
     torch.manual_seed(1)
-    config = DecoderConfig(tokenizer.vocabulary_size, context_length=48, layers=2, width=32, heads=2, preset=preset)
-    ours = Decoder(config).eval()
+    shape = {"context_length": 48, "layers": 2, "width": 32, "heads": 2, "preset": preset} | more
+    ours = Decoder(DecoderConfig(tokenizer.vocabulary_size, **shape)).eval()
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     write_transformers(tmp_path, ours, tokenizer)
@@ -599,14 +638,15 @@ def settings_and_weights(name, **changes):
         ("gpt2", {"n_positions": 16}, r"transformer.wpe.weight has shape \(32, 16\), not \(16, 16\)"),
         ("gpt2", {"n_inner": 32}, "mlp.c_fc.weight has shape"),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        (LLAMA, {"attention_bias": True}, "attention_bias True"),
+        (LLAMA, {"attention_bias": True}, "q_proj.bias is missing"),
         (LLAMA, {"mlp_bias": True}, "mlp_bias True"),
         (LLAMA, {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling"),
         (LLAMA, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
         (LLAMA, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 10_000.0}}, "rope_parameters"),
         (LLAMA, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_parameters"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
-        (LLAMA, {"head_dim": 32}, "do not fill"),
+        (LLAMA, {"head_dim": 32}, r"q_proj.weight has shape \(16, 16\), not \(64, 16\)"),
+        (LLAMA, {"head_dim": 7}, "an odd number"),
         (LLAMA, {"hidden_size": 32}, "do not fit"),
         (LLAMA, {"num_hidden_layers": 2}, "layers.1.* is missing"),
         (LLAMA, {"num_hidden_layers": 0}, "layers must be at least 1"),
@@ -660,7 +700,7 @@ def test_of_a_tied_embedding_and_head_one_suffices_and_buffers_of_old_files_do_n
         old = {"attn.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool), "attn.masked_bias": torch.tensor(-1e4)}
         old = {f"transformer.h.0.{key}": tensor for key, tensor in old.items()}
     else:
-        config["rope_theta"] = theirs.config.rope_parameters["rope_theta"]
+        config |= {"rope_parameters": theirs.config.rope_parameters, "head_dim": theirs.config.head_dim}
         old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
     ours, tokens = from_transformers(config, tensors | old), torch.randint(61, (1, 9))
     with torch.no_grad():

@@ -63,13 +63,14 @@ def attention_maps(model: Decoder, ids: list[int]) -> AttentionMaps:
             hook.remove()
 
     config, T = model.config, len(ids)
-    head_size = config.width // config.heads
+    head_size = config.features_of_a_head
     scores = []
     for found in caught:
         query = found["query"].view(T, -1, head_size).transpose(0, 1)  # (H, T, D)
         key = found["key"].view(T, -1, head_size).transpose(0, 1)
         if config.preset == "llama":
-            turns = rotary_angles(torch.arange(T, device=model.device), head_size, config.rotary_base)
+            positions = torch.arange(T, device=model.device)
+            turns = rotary_angles(positions, head_size, config.rotary_base, config.rotary_scaling)
             query, key = rotate(query, *turns), rotate(key, *turns)
         key = key.repeat_interleave(len(query) // len(key), dim=0)  # heads that share keys
         scores.append(query @ key.transpose(-2, -1) / math.sqrt(head_size))
