@@ -139,6 +139,7 @@ class TrainingDashboard(View):
         prompt: the text that the samples go on from; None for no samples.
         tokens_per_step: of a batch, for the speed.
         measure_every: steps between two measurements at least; the budget may allow fewer.
+        loss_of: what the loss is a mean over, for its axis: tokens, or votes.
 
     Raises:
         ValueError: if the model or tokenizer is missing for what is asked for.
@@ -155,13 +156,14 @@ class TrainingDashboard(View):
         prompt: str | None = None,
         tokens_per_step: int | None = None,
         measure_every: int = 20,
+        loss_of: str = "token",
     ) -> None:
         if (held_out or prompt is not None) and model is None:
             raise ValueError("held-out loss and samples need the model: pass model=...")
         if prompt is not None and tokenizer is None:
             raise ValueError("samples need the tokenizer: pass tokenizer=...")
         self.model, self.tokenizer, self.held_out, self.prompt = model, tokenizer, list(held_out), prompt
-        self.measure_every = measure_every
+        self.measure_every, self.loss_of = measure_every, loss_of
         self.watched = Watched(tokens_per_step)
         self.budget = Budget()
         self._handle: DisplayHandle | None = None
@@ -241,6 +243,7 @@ class TrainingDashboard(View):
         self.data = shown | {
             "held_out": [(step, round(loss, 4)) for step, loss in seen.held_out],
             "samples": seen.samples[-3:],
+            "loss_of": self.loss_of,
             "headline": seen.headline(report),
             "done": report.step / report.steps,
         }
@@ -263,7 +266,7 @@ class TrainingDashboard(View):
             if seen.held_out:
                 held_out = zip(*seen.held_out, strict=True)
                 axes["loss"].plot(*held_out, color=VERMILION, ls="--", marker="o", ms=4, label="held out")
-            axes["loss"].set(xlabel="step", ylabel="loss (nats a token)")
+            axes["loss"].set(xlabel="step", ylabel=f"loss (nats a {self.loss_of})")
             axes["loss"].legend(loc="upper right", fontsize=8)
             axes["rate"].plot(steps, thinned(seen.factors), color=GREEN)
             axes["rate"].set(ylabel="learning rate (share)", ylim=(0, 1.05))

@@ -15,7 +15,7 @@ function render({ model, el }) {
     progress.value = data.done;
     const blue = "var(--blue)", orange = "var(--orange)";
     charts.replaceChildren(
-      chart("loss (nats a token)", "step", [
+      chart(`loss (nats a ${data.loss_of})`, "step", [
         { name: "single batches", points: data.loss, colour: blue, opacity: 0.3 },
         { name: "batches, mean of 20", points: data.smooth, colour: blue, legend: true },
         { name: "held out", points: data.held_out, colour: orange, dash: "6 3", marks: true, legend: data.held_out.length > 0 },
