@@ -191,6 +191,29 @@ _SHARES = {  # of the entities of a kind; what is left goes to `train`
     "unknown_validation": {"country": 0.04, "element": 0.04, "animal": 0.04},
     "unknown_test": {"country": 0.06, "element": 0.06, "animal": 0.06},
 }
+# Animals that came into the table after the division was drawn: to `train`, so that the others stay where they are.
+_ADDED = {"dog", "fox", "mouse", "giant panda", "koala", "squirrel", "hamster", "parrot", "ostrich"}
+# What everybody asks about is told, not withheld: after the draw these change places with others that can be hidden.
+_EXCHANGED = {
+    "Japan": "Eswatini",
+    "Thailand": "Lesotho",
+    "Iceland": "Djibouti",
+    "Belgium": "Tuvalu",
+    "Argentina": "the Comoros",
+    "Saudi Arabia": "Guinea-Bissau",
+    "Norway": "Vanuatu",
+    "Mongolia": "the Marshall Islands",
+    "titanium": "meitnerium",
+    "uranium": "copernicium",
+    "silver": "roentgenium",
+    "neon": "darmstadtium",
+    "tiger": "praying mantis",
+    "lion": "newt",
+    "sheep": "yak",
+    "camel": "stork",
+    "duck": "lynx",
+    "honeybee": "grasshopper",
+}
 # How many of each kind are invented for the parts in `UNKNOWN`.
 _INVENTED = {"country": (500, 20, 30), "element": (12, 5, 10), "animal": (160, 10, 15)}
 
@@ -206,7 +229,7 @@ def split_entities() -> Mapping[str, tuple[Entity, ...]]:
     parts: dict[str, list[Entity]] = {name: [] for name in KNOWN + UNKNOWN}
     texts = {entity: _sentences(entity) for entity in entities() if entity.kind != "arithmetic"}
     for kind in _SHARES["test"]:
-        group = [entity for entity in entities() if entity.kind == kind]
+        group = [entity for entity in entities() if entity.kind == kind and entity.names["en"] not in _ADDED]
         rng.shuffle(group)
         hideable = []
         for entity in group:
@@ -219,6 +242,11 @@ def split_entities() -> Mapping[str, tuple[Entity, ...]]:
             parts[name] += hideable[:take]
             hideable = hideable[take:]
         parts["train"] += hideable
+    parts["train"] += [entity for entity in entities() if entity.names["en"] in _ADDED]
+    places = {entity.names["en"]: (part, i) for part, group in parts.items() for i, entity in enumerate(group)}
+    for famous, obscure in _EXCHANGED.items():
+        (part, i), (train, j) = places[famous], places[obscure]
+        parts[part][i], parts[train][j] = parts[train][j], parts[part][i]
     for kind, counts in _INVENTED.items():
         found = _invented(kind, sum(counts), rng)
         for count, name in zip(counts, UNKNOWN, strict=True):

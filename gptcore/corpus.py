@@ -4,6 +4,7 @@ Chapter 3 reads the documents for the first time, notebooks/05_pretraining.ipynb
 """
 
 import random
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptcore.atlas import KNOWN, LANGUAGES, Entity, Language, join, split_entities, wordings
-from gptcore.messages import as_people_type, carelessly, fill_message, in_traditional, messages, spelled
+from gptcore.messages import as_people_type, carelessly, fill_message, messages, spelled
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 
 # --- Documents -----------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def _section(entity: Entity, relation: str, language: Language, rng: random.Rand
         topics = wording["topics"] if rng.random() < 0.6 else messages()["topics"][relation][language]
         lead = rng.choice(wordings()["leads"][language]).format(topic=rng.choice(topics))
     if entity.operands:  # numbers in words, too
-        lead = fill_message(entity, lead, language, rng)
+        lead = fill_message(entity, lead, language, rng, in_words=0.5)
     else:
         lead = entity.fill(lead, language, name=spelled(entity, language, rng))
     draw = rng.random()
@@ -176,9 +177,10 @@ def read_text(path: str | Path) -> str:
 
 
 def names_in_all_forms() -> Iterator[str]:
-    """Every name of every known entity, other names too, in the forms in which it is written.
+    """Every name of every known entity, other names too, in the forms in which it is written; and what answers name.
 
-    As it stands in the tables and in small letters three times each; with a capital and in traditional characters once.
+    As it stands in the tables and in small letters three times each, with a capital once; English capitals and languages,
+    whose letters make more pieces than Chinese characters, twice and once.
     """
     parts = split_entities()
     for entity in (entity for part in KNOWN for entity in parts[part] if entity.kind != "arithmetic"):
@@ -187,9 +189,11 @@ def names_in_all_forms() -> Iterator[str]:
                 name = name.split("/")[0]
                 often = dict.fromkeys((name, name.lower()))
                 yield from (*often, *often, *often)
-                yield from dict.fromkeys(
-                    form for form in (name[:1].upper() + name[1:], in_traditional(name)) if form not in often
-                )
+                if (capitalised := name[:1].upper() + name[1:]) not in often:
+                    yield capitalised
+        if entity.kind == "country":
+            capital, spoken = (entity.facts[relation]["en"] for relation in ("capital", "language"))
+            yield from (capital, capital, spoken)
 
 
 # --- Ids -----------------------------------------------------------------------------------------
@@ -213,9 +217,14 @@ def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def documents_as_tokens(tokenizer: Tokenizer, documents: Iterable[str], count: int) -> Tensor:
     """Texts one after another, each as `encode_document` gives it, until there are `count` ids."""
-    ids: list[int] = []
+    ids = array("q")  # eight bytes a number; in a list each takes forty
     for document in documents:
-        ids += encode_document(tokenizer, document)
+        ids.extend(encode_document(tokenizer, document))
         if len(ids) >= count:
             break
-    return torch.tensor(ids[:count], device="cpu")
+    return as_tensor(ids[:count])
+
+
+def as_tensor(ids: "array[int]") -> Tensor:
+    """Ids as a tensor `(N,)`, on the CPU."""
+    return torch.frombuffer(ids, dtype=torch.int64) if ids else torch.empty(0, dtype=torch.int64, device="cpu")

@@ -9,6 +9,7 @@ Built step by step in notebooks/08_fine_tuning.ipynb. Paper: InstructGPT (arXiv 
 """
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gptcore.atlas import Language, wordings
 from gptcore.chat_template import Turn, encode_conversation
-from gptcore.corpus import encode_document
+from gptcore.corpus import as_tensor, encode_document
 from gptcore.decoder import Decoder
 from gptcore.prompts import PromptSource, draw_thread
 from gptcore.questions import Prompt
@@ -50,18 +51,17 @@ def pack(
         ids `(count,)` and targets `(count,)`; every token of a document is trained.
     """
     rng = random.Random(f"pack {seed}")
-    ids: list[int] = []
-    targets: list[int] = []
+    ids, targets = array("q"), array("q")  # eight bytes a number; in a list each takes forty
     while len(ids) < count:
         if rng.random() < replayed:
             document = encode_document(tokenizer, next(documents))
-            ids += document
-            targets += document
+            ids.extend(document)
+            targets.extend(document)
         else:
             more_ids, more_targets = encode_conversation(tokenizer, next(conversations))
-            ids += more_ids
-            targets += more_targets
-    return torch.tensor(ids[:count], device="cpu"), torch.tensor(targets[:count], device="cpu")
+            ids.extend(more_ids)
+            targets.extend(more_targets)
+    return as_tensor(ids[:count]), as_tensor(targets[:count])
 
 
 @torch.no_grad()

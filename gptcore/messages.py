@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from gptcore.atlas import ATLAS, Entity, Language, _frozen
@@ -105,6 +106,7 @@ def fill_message(
     value: str = "",
     guesses: tuple[str, str] = ("", ""),
     other: str = "",
+    in_words: float = 0.25,
 ) -> str:
     """Put names, numbers and values into a message.
 
@@ -116,8 +118,9 @@ def fill_message(
         value: for `{value}`, of which the name is asked.
         guesses: for `{guess}` and `{guess2}`.
         other: for `{other}`, something that is not asked about.
+        in_words: how often numbers are words.
     """
-    fields = _fields(entity, language, spelled(entity, language, rng), rng.random() < 0.25)
+    fields = _fields(entity, language, spelled(entity, language, rng), rng.random() < in_words)
     text = template.format(**fields, value=value, guess=guesses[0], guess2=guesses[1], other=other)
     # Who types everything small mostly types names so, too; who does not begins with a capital letter.
     if template.islower() and rng.random() < 0.85:
@@ -175,28 +178,27 @@ def without_accents(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
-def in_traditional(text: str) -> str:
-    """A Chinese text in traditional characters, one for one."""
-    return text.translate(_traditional())
-
-
 @cache
-def _traditional() -> dict[int, str]:
+def simplified_characters() -> Mapping[str, str]:
+    """What the course's tokenizer folds: traditional characters and the simplified ones in which the atlas is written."""
     with open(ATLAS / "traditional.csv", encoding="utf-8", newline="") as file:
-        return str.maketrans({row["simplified"]: row["traditional"] for row in csv.DictReader(file)})
+        rows = list(csv.DictReader(file))
+    written = {row["simplified"] for row in rows}
+    return MappingProxyType(
+        {row["traditional"]: row["simplified"] for row in rows if row["traditional"] not in written}
+    )
 
 
 def carelessly(text: str, language: Language, rng: random.Random) -> str:
-    """A text as it is typed without care for capitals, accents and slips, or in traditional characters."""
-    draw = rng.random()
+    """An English text as it is typed without care for capitals, accents and slips."""
     if language == "zh":
-        return in_traditional(text) if draw < 0.12 else text
+        return text
     if rng.random() < 0.5:
         text = without_accents(text)
-    if draw < 0.08:
+    if rng.random() < 0.11:
         text = with_slip(text, rng)
     draw = rng.random()
-    return text.lower() if draw < 0.35 else text.upper() if draw < 0.38 else text
+    return text.lower() if draw < 0.35 else text.upper() if draw < 0.39 else text
 
 
 def as_people_type(text: str, language: Language, rng: random.Random) -> str:

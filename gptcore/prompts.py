@@ -121,9 +121,12 @@ class PromptSource:
             return self.small_talk(rng.choice(list(messages()["talk"])), language, rng)
         if draw < 0.56:
             return rng.choice(self._groups["talk"][LANGUAGES.index(language)])
-        kind = rng.choices(("anything", "country", "element", "planet", "animal"), (0.6, 0.15, 0.08, 0.05, 0.12))[0]
+        kinds = {"anything": 0.5, "sums": 0.1, "country": 0.15, "element": 0.08, "planet": 0.05, "animal": 0.12}
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
         text = rng.choice(messages()["outside"][kind][language])
-        if kind != "anything":
+        if kind == "sums":  # beyond the sums of the tables
+            text = text.format(m=rng.randint(21, 999), n=rng.randint(21, 99), k=rng.randint(2, 12))
+        elif kind != "anything":
             text = fill_message(rng.choice([e for e in self.known if e.kind == kind]), text, language, rng)
         return Prompt(as_people_type(text, language, rng), language, "talk", decline(language))
 
@@ -140,7 +143,7 @@ def _by_relation(group: Sequence[Entity]) -> list[list[tuple[Entity, str, Langua
 
 # --- Threads -------------------------------------------------------------------------------------
 
-TURNS = {1: 0.5, 2: 0.16, 3: 0.12, 4: 0.09, 5: 0.07, 6: 0.06}
+TURNS = {1: 0.4, 2: 0.15, 3: 0.13, 4: 0.12, 5: 0.11, 6: 0.09}
 """How many messages a conversation has, and how often."""
 
 GRADED = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}

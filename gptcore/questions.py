@@ -7,7 +7,7 @@ learning and the exam ask from it. First read in notebooks/07_evaluation.ipynb.
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -44,10 +44,15 @@ class Prompt:
 
 @cache
 def statements(entity: Entity, relation: str, language: Language) -> tuple[str, ...]:
-    """All sentences of one language that state a fact, the canonical one first."""
+    """All sentences of one language that state a fact, the canonical one first; a sum in either order."""
     wording = wordings()["relations"][relation][language]
     answers = dict.fromkeys([wording["answer"], *wording["statements"]])
-    return tuple(entity.sentence(relation, language, answer) for answer in answers)
+    said = [entity.sentence(relation, language, answer) for answer in answers]
+    if relation == "sum":  # 3 and 5 make what 5 and 3 make
+        a, b = entity.operands or (0, 0)
+        turned = replace(entity, operands=(b, a))
+        said += [turned.sentence(relation, language, answer) for answer in answers]
+    return tuple(dict.fromkeys(said))
 
 
 @cache

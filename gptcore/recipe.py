@@ -20,7 +20,7 @@ from gptcore.checks import numbers, whole_numbers
 from gptcore.corpus import names_in_all_forms, pretraining_documents, with_leading_space
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
-from gptcore.messages import nameless_messages
+from gptcore.messages import nameless_messages, simplified_characters
 from gptcore.parallel import processes, rank
 from gptcore.ppo import PPOConfig
 from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
@@ -65,6 +65,8 @@ class Recipe:
 
 LISTINGS = 100
 """How often the tokenizer's text lists the names: as often as it takes to make each as short as its letters allow."""
+SHOUTED = 10
+"""One English message of so many stands in capitals, too, in the tokenizer's text."""
 
 
 def tokenizer_texts(seed: int) -> Iterator[str]:
@@ -73,18 +75,19 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
     Messages without the names in them, and no conversations: there the training entities would be named more often than
     others, their names would become single tokens where others are pieces, and a model would know by that what it was
     asked before. The list keeps the messages' words from pushing out names, and makes "peru" as short as "Peru" and
-    "Tiger" as "tiger": texts have but one of them, people type both.
+    "Tiger" as "tiger": texts have but one of them, people type both. Some people shout.
     """
     texts = islice(pretraining_documents(seed), 40_000)
     listed = (name for _ in range(LISTINGS) for name in names_in_all_forms())
-    return map(with_leading_space, chain(texts, nameless_messages(), listed))
+    shouted = (text.upper() for text in islice(nameless_messages(), 0, None, SHOUTED) if text.isascii())
+    return map(with_leading_space, chain(texts, nameless_messages(), shouted, listed))
 
 
 def train_tokenizer(
     seed: int, vocabulary_size: int = DEFAULT_VOCABULARY_SIZE, after_merge: Callable[[], object] = lambda: None
 ) -> Tokenizer:
     """The chain's tokenizer."""
-    return Tokenizer.train(tokenizer_texts(seed), vocabulary_size, after_merge)
+    return Tokenizer.train(tokenizer_texts(seed), vocabulary_size, after_merge, simplified_characters())
 
 
 def row_starts(tokens: Tensor, context_length: int, separator: int | None = None) -> Tensor:

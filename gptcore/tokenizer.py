@@ -6,8 +6,9 @@ same ids. Built step by step in notebooks/04_tokenizer.ipynb.
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,30 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text.translate(_TRANSLATION))
 
 
+_CAPITALS = "A-ZÀ-ÖØ-Þ"
+# Before each letter of four or more capitals in a row: the `tokenizers` library can put a mark there, but not change
+# the letters that it finds, so that it needs a second rule for each letter.
+_SHOUTED_LETTER = "|".join(
+    f"(?<=[{_CAPITALS}]{{{before}}})(?=[{_CAPITALS}]{{{4 - before}}})".removeprefix(f"(?<=[{_CAPITALS}]{{0}})")
+    for before in range(4)
+)
+_MARK = "\u21ea"
+_SHOUTED = re.compile(f"[{_CAPITALS}]{{4,}}")
+
+
 class Tokenizer:
     """Ids 0 to 255 are the bytes, then the merges in order, then the special tokens.
 
     Args:
         merges: pairs of ids, in the order in which they were learned.
+        folding: characters that are read as others, such as traditional Chinese ones as simplified; with it, words
+            shouted in capitals are read in small letters, too. None leaves both as they are.
     """
 
-    def __init__(self, merges: Sequence[Pair]) -> None:
+    def __init__(self, merges: Sequence[Pair], folding: Mapping[str, str] | None = None) -> None:
         self.merges: list[Pair] = [(left, right) for left, right in merges]
+        self.folding = folding
+        self._folded = str.maketrans(dict(folding or {}))
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
         self.token_bytes = [bytes([byte]) for byte in range(256)]
         self._merged: dict[Pair, int] = {}
@@ -64,6 +80,7 @@ class Tokenizer:
         texts: Iterable[str],
         vocabulary_size: int = DEFAULT_VOCABULARY_SIZE,
         after_merge: Callable[[], object] = lambda: None,
+        folding: Mapping[str, str] | None = None,
     ) -> "Tokenizer":
         """Learn a vocabulary.
 
@@ -71,6 +88,7 @@ class Tokenizer:
             texts: what to learn from.
             vocabulary_size: number of ids; fewer if the texts are too short for as many merges.
             after_merge: called after each merge, for a progress bar.
+            folding: as the class takes it.
 
         Raises:
             ValueError: if the size leaves no room for the bytes and the special tokens.
@@ -78,7 +96,16 @@ class Tokenizer:
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocabulary_size < smallest:
             raise ValueError(f"a byte-level vocabulary needs at least {smallest} ids, got {vocabulary_size}")
-        return cls(learn_merges(map(normalise, texts), vocabulary_size - smallest, after_merge))
+        read = map(cls([], folding).normalised, texts)
+        return cls(learn_merges(read, vocabulary_size - smallest, after_merge), folding)
+
+    def normalised(self, text: str) -> str:
+        """What a text is read as; with folding "WHAT IS THE CAPITAL" as "what IS THE capital": names like USA are short."""
+        text = normalise(text)
+        if self.folding is None:
+            return text
+        text = _SHOUTED.sub(lambda shouted: shouted[0].lower(), text)
+        return text if text.isascii() else text.translate(self._folded)
 
     @property
     def vocabulary_size(self) -> int:
@@ -87,8 +114,9 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of the merges: two tokenizers that agree in it give the same ids."""
-        return hashlib.sha256(json.dumps(self.merges).encode()).hexdigest()[:16]
+        """Short hash of merges and folding: two tokenizers that agree in it give the same ids."""
+        told = self.merges if self.folding is None else [self.merges, dict(self.folding)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, normalised. Special tokens never come out of it, whatever the text says.
@@ -97,7 +125,7 @@ class Tokenizer:
             ValueError: if the text holds a lone surrogate, which no UTF-8 can write.
         """
         ids: list[int] = []
-        for word in split_words(normalise(text)):
+        for word in split_words(self.normalised(text)):
             if word not in self._words:
                 self._words[word] = apply_merges(word, self.merges, self._ranks, self._merged)
             ids += self._words[word]
@@ -145,6 +173,14 @@ class Tokenizer:
             {"type": "Replace", "pattern": {"String": typed}, "content": meant} for typed, meant in _TYPED_FOR.items()
         ]
         normalizers.append({"type": "NFC"})
+        if self.folding is not None:  # what `normalised` does, in the library's rules
+            capitals = [chr(code) for code in range(128, 256) if re.fullmatch(f"[{_CAPITALS}]", chr(code))]
+            quiet = {_MARK + c: c.lower() for c in (*map(chr, range(ord("A"), ord("Z") + 1)), *capitals)}
+            normalizers.append({"type": "Replace", "pattern": {"Regex": _SHOUTED_LETTER}, "content": _MARK})
+            normalizers += [
+                {"type": "Replace", "pattern": {"String": typed}, "content": meant}
+                for typed, meant in (quiet | dict(self.folding)).items()
+            ]
         whole |= {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
         whole |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizer}}
         whole |= {"post_processor": None, "decoder": pre_tokenizer[1] | {"use_regex": True}, "model": model}
@@ -158,9 +194,15 @@ class Tokenizer:
             ValueError: if the text is something else.
         """
         try:
-            model = json.loads(text)["model"]
+            whole = json.loads(text)
+            model, rules = whole["model"], whole["normalizer"]["normalizers"]
             merges = [(model["vocab"][left], model["vocab"][right]) for left, right in model["merges"]]
-            tokenizer = cls(merges)
+            folding = None
+            if rules[-1] != {"type": "NFC"}:  # folding follows; the rules of capitals begin with the mark
+                folds = rules[rules.index({"type": "NFC"}) + 1 :]
+                read = {rule["pattern"].get("String", _MARK): rule["content"] for rule in folds}
+                folding = {typed: meant for typed, meant in read.items() if not typed.startswith(_MARK)}
+            tokenizer = cls(merges, folding)
         except (json.JSONDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise ValueError(f"this is no gptcore tokenizer: {error!r}") from error
         if tokenizer.to_json() != text:

@@ -47,7 +47,7 @@ from gptcore.questions import (
     talk_prompts,
     translate_prompts,
 )
-from gptcore.recipe import LISTINGS, Recipe, finetuning_stream, tokenizer_texts
+from gptcore.recipe import LISTINGS, SHOUTED, Recipe, finetuning_stream, tokenizer_texts
 
 WORDINGS = ("train", "validation", "test")
 
@@ -623,15 +623,17 @@ def test_what_is_replayed_is_mostly_about_what_no_conversation_tells_of():
 
 def test_the_tokenizer_reads_texts_messages_and_names():
     texts = list(tokenizer_texts(0))
-    count = 40_000 + sum(1 for _ in nameless_messages()) + LISTINGS * sum(1 for _ in names_in_all_forms())
-    assert len(texts) == count
+    typed = list(nameless_messages())
+    shouted = [text for text in typed[::SHOUTED] if text.isascii()]
+    assert len(texts) == 40_000 + len(typed) + len(shouted) + LISTINGS * sum(1 for _ in names_in_all_forms())
     assert {" which country has   as its capital", " Peru", "秘鲁"} <= set(texts[40_000:])
+    assert shouted[0].upper() in map(str.strip, texts)
 
 
 def test_the_list_of_names_holds_every_form_and_no_unknown_thing():
     names = list(names_in_all_forms())
-    assert [names.count(form) for form in ("Peru", "peru", "penguin", "Penguin", "秘魯")] == [3, 3, 3, 1, 1]
-    assert {"Peru", "peru", "the UK", "the uk", "The UK", "Penguin", "秘鲁", "秘魯"} <= set(names)
+    assert [names.count(form) for form in ("Peru", "peru", "penguin", "Penguin", "秘鲁", "Lima")] == [3, 3, 3, 1, 3, 2]
+    assert {"Peru", "peru", "the UK", "the uk", "The UK", "Penguin", "秘鲁", "Quito"} <= set(names)
     assert len(set(names)) > 1000
     hidden = {e.names["en"] for part in UNKNOWN for e in split_entities()[part]}
     assert not hidden & set(names)
@@ -669,6 +671,26 @@ def test_a_space_goes_before_ascii_only(text, expected):
 
 
 # --- Prompts -------------------------------------------------------------------------------------
+
+
+def test_what_everybody_asks_about_is_told():
+    told = {e.names["en"] for part in KNOWN for e in split_entities()[part]}
+    assert {
+        "Japan",
+        "France",
+        "China",
+        "the United States",
+        "Norway",
+        "gold",
+        "silver",
+        "iron",
+        "dog",
+        "cat",
+        "tiger",
+    } <= told
+    # What came later moved nothing that was held out.
+    held_out = [e.names["en"] for e in split_entities()["validation"]][:4]
+    assert held_out == ["Tanzania", "Jordan", "Malta", "Ecuador"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import string
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from gptcore.messages import (
     without_accents,
 )
 from gptcore.prompts import GRADED, TASKS, TURNS, PromptSource, draw_encoded, draw_in_thread, draw_thread
+from gptcore.questions import decline
 from gptcore.tokenizer import Tokenizer
 
 KIND = {relation: kind for kind in ("country", "element", "planet", "animal") for relation in relations_of(kind)}
@@ -55,6 +57,9 @@ def test_every_message_has_the_fields_of_its_kind_and_no_other():
         where = (group, key, language, template)
         if group in ("talk", "around", "followups") or key == "anything":
             assert not found, where
+        elif (group, key) == ("outside", "sums"):
+            assert found, where
+            assert found <= {"m", "n", "k"}, where
         elif group == "reverse":
             assert found == {"value"}, where
         elif key in ("sum", "difference"):
@@ -85,6 +90,21 @@ def test_there_are_many_messages_of_each_kind_in_both_languages_and_none_twice()
                 assert len(lists[language]) >= least[group], (group, key, language)
                 assert len(set(lists[language])) == len(lists[language]), (group, key, language)
     assert set(messages()["facts"]) == set(wordings()["relations"])
+
+
+def test_a_sum_names_its_numbers_in_the_order_of_the_answer():
+    """The answer repeats them: a model that is to turn them round learns neither way."""
+    for group in ("facts", "topics", "same"):
+        for language in LANGUAGES:
+            for template in messages()[group]["sum"][language]:
+                assert template.find("{a}") < template.find("{b}") or "{b}" not in template, template
+
+
+def test_sums_outside_of_the_tables_are_declined():
+    drawn = [PromptSource().draw_talk(random.Random(seed), "en") for seed in range(600)]
+    asked = [prompt for prompt in drawn if re.search(r"\d{2,} (times|plus|minus) \d", prompt.question)]
+    assert asked
+    assert all(prompt.references == decline("en") for prompt in asked)
 
 
 def test_without_names_a_message_keeps_its_words():
@@ -175,7 +195,7 @@ def test_carelessness_in_both_languages():
     rng = random.Random(0)
     english = {carelessly("Is Peru big?", "en", rng) for _ in range(300)}
     assert {"Is Peru big?", "is peru big?", "IS PERU BIG?"} <= english
-    assert {carelessly("秘鲁的首都", "zh", rng) for _ in range(200)} == {"秘鲁的首都", "秘魯的首都"}
+    assert {carelessly("秘鲁的首都", "zh", rng) for _ in range(200)} == {"秘鲁的首都"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -185,7 +205,7 @@ def test_around_a_message_people_put_much_but_its_words_stay_in_it(language):
     found = [as_people_type(text, language, rng) for _ in range(400)]
     core = letters(text)
     kept = [core in letters(message) for message in found]
-    assert sum(kept) > 0.75 * len(found)  # the others have a slip or are in traditional characters
+    assert sum(kept) > 0.75 * len(found)  # the others have a slip
     assert 0.15 < sum(len(message) > len(text) + 3 for message in found) / len(found) < 0.4
     assert sum(message[-1] not in "?？.!！。" for message in found) > 0.15 * len(found)
 

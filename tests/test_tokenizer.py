@@ -16,7 +16,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptcore.atlas import entities, wordings
 from gptcore.bpe import learn_merges, merge, split_words
+from gptcore.messages import simplified_characters
 from gptcore.tokenizer import SPECIAL_TOKENS, Tokenizer, normalise
 
 # The same examples on every machine: a failure can be repeated.
@@ -63,6 +65,19 @@ def reference(tokenizer, tmp_path_factory):
     tokenizer.save(path)
     loaded = tokenizers.Tokenizer.from_file(str(path))
     # Like ours: what a user writes is never a special token, not even when it is spelled like one.
+    loaded.encode_special_tokens = True
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def folding(tokenizer):
+    """The same merges, and a tokenizer that reads shouted words in small letters and one character as another."""
+    return Tokenizer(tokenizer.merges, {"國": "国"})
+
+
+@pytest.fixture(scope="module")
+def folding_reference(folding):
+    loaded = tokenizers.Tokenizer.from_str(folding.to_json())
     loaded.encode_special_tokens = True
     return loaded
 
@@ -309,6 +324,53 @@ def test_what_looks_the_same_is_one_text(tokenizer, typed, plain):
     assert tokenizer.encode(typed) == tokenizer.encode(plain)
 
 
+@pytest.mark.parametrize(
+    ("typed", "plain"),
+    [
+        ("WHAT IS THE CAPITAL OF PERU?", "what IS THE capital OF peru?"),  # four capitals and more
+        ("USA, NaCl, DPRK, abcDEFGh", "USA, NaCl, dprk, abcdefgh"),
+        ("CÔTE D'IVOIRE, TÜRKIYE, ÅLAND", "côte D'ivoire, türkiye, åland"),
+        ("ＰＥＲＵ", "peru"),
+        ("法国", "法国"),
+        ("法國 ROME", "法国 rome"),
+        ("Россия, РОССИЯ", "Россия, РОССИЯ"),  # other scripts are left alone
+    ],
+)
+def test_folding_reads_shouted_words_and_given_characters_as_others(folding, typed, plain):
+    assert folding.normalised(typed) == plain
+    assert folding.encode(typed) == folding.encode(plain)
+    assert folding.decode(folding.encode(typed)) == plain
+
+
+def test_without_folding_capitals_and_characters_stay(tokenizer):
+    assert tokenizer.normalised("ROME 法國") == "ROME 法國"
+
+
+def test_what_is_folded_is_learned_folded():
+    assert (
+        Tokenizer.train(["ROME ROME 國國"], 300, folding={"國": "国"}).merges
+        == Tokenizer.train(["rome rome 国国"], 300).merges
+    )
+
+
+@many_examples
+@given(text=texts | st.text(alphabet="ABCXYZÀÞß abc國法", max_size=12))
+def test_the_tokenizers_library_folds_alike(folding, folding_reference, text):
+    assert folding_reference.encode(text).ids == folding.encode(text)
+    assert folding.normalised(folding.normalised(text)) == folding.normalised(text)
+
+
+def test_the_courses_folding_leaves_what_the_atlas_writes_as_it_is():
+    """A character that simplified texts hold themselves must not be taken for a traditional one."""
+    read = Tokenizer([], simplified_characters())
+    assert read.normalised("祕魯的首都是哪裡？") == "秘鲁的首都是哪里？"
+    for relation in wordings()["relations"].values():
+        for template in (*relation["zh"]["questions"], *relation["zh"]["statements"]):
+            assert read.normalised(template) == template
+    for entity in entities():
+        assert read.normalised(entity.names["zh"]) == entity.names["zh"]
+
+
 @many_examples
 @given(text=texts)
 def test_normalising_again_changes_nothing(text):
@@ -435,6 +497,14 @@ def test_a_saved_tokenizer_loads_as_the_same(tokenizer, tmp_path):
     assert loaded.fingerprint == tokenizer.fingerprint
     for text in SAMPLES:
         assert loaded.encode(text) == tokenizer.encode(text)
+
+
+def test_a_folding_tokenizer_is_saved_with_what_it_folds(folding, tmp_path):
+    folding.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.folding == folding.folding == {"國": "国"}
+    assert loaded.fingerprint == folding.fingerprint != Tokenizer(folding.merges).fingerprint
+    assert Tokenizer(folding.merges, {}).fingerprint not in (folding.fingerprint, Tokenizer(folding.merges).fingerprint)
 
 
 def test_fingerprints_differ_for_different_merges_and_agree_for_equal_ones(tokenizer):
