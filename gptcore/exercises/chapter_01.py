@@ -291,13 +291,13 @@ EXERCISES = (
         minutes=4,
         difficulty=1,
         task="""\
-To waste no space, training often puts two short texts behind one another in a row of $T$ tokens, here $T / 2$ tokens
-each ($T$ is even). A token may look at itself and at the earlier tokens **of its own text**. How many of the
+So as to waste no space, training often puts two short texts one after the other in a row of $T$ tokens, here $T / 2$
+tokens each ($T$ is even). A token may look at itself and at the earlier tokens **of its own text**. How many of the
 $T \\times T$ scores are allowed? Predict it first for $T = 6$, on paper. Then write the number for any even $T$ as a
 formula; the last lines count it.""",
         stub='''\
 def allowed_pairs(T):
-    """How many pairs of query and key are allowed in two texts of T / 2 tokens each, behind one another."""
+    """How many pairs of query and key are allowed in two texts of T / 2 tokens each, one after the other."""
     ...''',
         demo="""\
 import torch
@@ -316,7 +316,7 @@ if formula is not None:
         ),
         solution='''\
 def allowed_pairs(T):
-    """How many pairs of query and key are allowed in two texts of T / 2 tokens each, behind one another."""
+    """How many pairs of query and key are allowed in two texts of T / 2 tokens each, one after the other."""
     length = T // 2
     return length * (length + 1)''',
         praise="Only about a quarter of the scores is needed; plain attention computes the others and throws them "
@@ -359,9 +359,9 @@ def sliding_mask(T, window):
         minutes=10,
         difficulty=2,
         task="""\
-This attention is meant for a decoder, a model that writes from left to right. It runs, its shapes are right, and in
-training its loss falls faster than anyone else's. The last lines show what is wrong: only the *last* token is
-changed, and yet the output at the *first* position is another one. Repair the function.""",
+This attention is meant for a decoder, a model that writes from left to right. It has its mask, it runs, its shapes are
+right, and yet it cheats. The last lines show it: only the *last* token is changed, and yet the output at the *first*
+position has changed. Repair the function.""",
         stub='''\
 import math
 
@@ -370,7 +370,10 @@ import torch
 
 def decoder_attention(query, key, value):
     """Attention of a decoder: (..., T, D) queries, keys and values to (..., T, D)."""
+    T = query.shape[-2]
+    allowed = torch.ones(T, T, dtype=torch.bool, device=query.device).tril()
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, T)
+    scores = scores * allowed  # nobody looks ahead
     weights = torch.softmax(scores, dim=-1)
     return weights @ value''',
         demo="""\
@@ -381,7 +384,7 @@ difference = decoder_attention(altered, altered, altered) - decoder_attention(or
 print("the first position moved by", round(difference[0].abs().max().item(), 4), "(right: 0.0)")""",
         checker=check_decoder_attention,
         hints=(
-            "Which positions does row 0 of the weights take its values from?",
+            "Print the weights of row 0. Which of them are zero?",
             "A forbidden weight must be exactly 0 after softmax. Which score gives that?",
             "`scores.masked_fill(~allowed, float('-inf'))`, where allowed is lower triangular.",
         ),
@@ -412,8 +415,8 @@ Before training, the weights of the query projection are drawn at random. The li
 with variance 1 and print how large the scores become and how much the strongest token gets of each row: 1 means that
 softmax has already decided, before anything was learned, and passes on hardly any gradient.
 
-Repair the function. The weights themselves shall have mean 0, so that the features of a query do not all rise and fall
-together. And for inputs of mean 0 and variance 1 each feature of `x @ first_weights(C, D, seed)` shall have variance
+Repair the function. The weights themselves must have mean 0, so that the features of a query do not all rise and fall
+together. And for inputs of mean 0 and variance 1 each feature of `x @ first_weights(C, D, seed)` must have variance
 about 1, **for every C**. Any distribution will do. Equal seeds give equal weights.""",
         stub='''\
 import torch

@@ -369,8 +369,7 @@ def decoder_parameters(V, T, C, L):
 A decoder layer in small: `mix`, `(T, T)`, stands for attention (each row says what a position takes from all), `up`
 and `down` make the feed-forward part. The layer works and even trains. But the last lines show something odd: make
 the input a hundred times larger, and the output is the same. What earlier layers have written into the stream is
-rescaled, layer after layer, and the short way for the gradient is gone. Repair it: each part gets a *normed copy*,
-and its result is added to the stream as it was.""",
+rescaled, layer after layer, and the gradient's short cut is gone. Find the two lines that do it, and repair them.""",
         stub='''\
 import torch
 from torch.nn import functional as F
