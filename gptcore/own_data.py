@@ -9,19 +9,17 @@ is installed:
   beginning of both (HH-RLHF: `\\n\\nHuman: ...\\n\\nAssistant: ...`);
 - prompts: one `prompt` (or any of the above without its answers) a record, or a plain text with one a line.
 
-What is wrong with a record is told with file and number, before anything is trained.
+What is wrong with a record is told with file and number, before anything is trained. No chapter uses it yet.
 """
 
-import gzip
-import importlib.util
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gptcore.chat_template import Turn
+from gptcore.records import BadDataError, Problem, files_of, records_of
 
 # --- What is read --------------------------------------------------------------------------------
 
@@ -49,18 +47,6 @@ class Comparison(NamedTuple):
     """Who preferred it, if the record says so."""
 
 
-class Problem(NamedTuple):
-    """What is wrong with a record."""
-
-    file: Path
-    number: int
-    """Its line in a file of lines, else its place in the list, from 1; 0 for the file as a whole."""
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.file}, {self.number}: {self.what}" if self.number else f"{self.file}: {self.what}"
-
-
 Item = TypeVar("Item", Conversation, Question, Comparison)
 
 
@@ -72,108 +58,6 @@ class Read(Generic[Item]):
     problems: list[Problem]
 
 
-class BadDataError(ValueError):
-    """Some records cannot be used; `problems` lists them all, the message the first ones."""
-
-    SHOWN = 10
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        lines = [str(problem) for problem in problems[: self.SHOWN]]
-        if len(problems) > self.SHOWN:
-            lines.append(f"and {len(problems) - self.SHOWN:,} more")
-        what = "1 record" if len(problems) == 1 else f"{len(problems):,} records"
-        super().__init__("\n".join([f"{what} cannot be used (--skip-bad goes on without):", *lines]))
-
-
-# --- Records of files ----------------------------------------------------------------------------
-
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt")
-
-
-def _files(path: Path) -> list[Path]:
-    """The file itself, or all of a folder whose names end as known.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no file or folder {path}")
-    found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(_SUFFIXES))
-    if not found:
-        raise FileNotFoundError(f"{path} holds no file that ends in {', '.join(_SUFFIXES)}")
-    return found
-
-
-def _records(file: Path) -> Iterator[tuple[int, Any]]:
-    """Number and content of each record; a `Problem` in place of what cannot be read."""
-    name = file.name.lower()
-    if name.endswith(".parquet"):
-        yield from _parquet(file)
-        return
-    try:
-        data = file.read_bytes()
-        text = (gzip.decompress(data) if name.endswith(".gz") else data).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield 0, Problem(file, 0, f"is not UTF-8 (byte {error.start}): save it as UTF-8")
-        return
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        yield 0, Problem(file, 0, f"cannot be read ({error})")
-        return
-    if name.endswith((".json", ".json.gz")):
-        yield from _listed(file, text)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a text
-        if line := line.strip("\r \t"):
-            yield number, line if name.endswith(".txt") else _decoded(file, number, line)
-
-
-def _decoded(file: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return Problem(file, number, f"is no JSON ({error})")
-
-
-def _listed(file: Path, text: str) -> Iterator[tuple[int, Any]]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        if re.match(r"\s*\{[^\n]*\}\s*\n\s*\{", text):  # lines in a file that is called .json
-            for number, line in enumerate(text.split("\n"), start=1):
-                if line.strip():
-                    yield number, _decoded(file, number, line)
-        else:
-            yield 0, Problem(file, 0, f"is no JSON ({error})")
-        return
-    lists = [value for value in content.values() if isinstance(value, list)] if isinstance(content, dict) else [content]
-    if len(lists) != 1 or not isinstance(lists[0], list) or _is_record(content):
-        lists = [[content]]
-    yield from enumerate(lists[0], start=1)
-
-
-def _is_record(content: Any) -> bool:
-    fields = {"messages", "conversations", "instruction", "prompt", "chosen"}
-    return isinstance(content, dict) and bool(fields & content.keys())
-
-
-def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
-    if importlib.util.find_spec("pyarrow") is None:
-        yield 0, Problem(file, 0, "is Parquet, which needs pyarrow: `pip install pyarrow`, or save it as .jsonl")
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        yield 0, Problem(file, 0, f"cannot be read ({error})")
-        return
-    yield from enumerate(rows, start=1)
-
-
 # --- Fields --------------------------------------------------------------------------------------
 
 
@@ -181,17 +65,8 @@ class _WrongError(ValueError):
     """What is wrong with one record."""
 
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
+_ROLES = {"system": "system"} | dict.fromkeys(("user", "human", "prompter"), "user")
+_ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant")
 
 
 def _text(value: Any, name: str) -> str:
@@ -382,8 +257,8 @@ def _as_question(record: Any) -> Question:
 def _read(path: str | Path, interpret: Callable[[Any], Item], skip_bad: bool) -> Read[Item]:
     items: list[Item] = []
     problems: list[Problem] = []
-    for file in _files(Path(path)):
-        for number, record in _records(file):
+    for file in files_of(Path(path)):
+        for number, record in records_of(file):
             if isinstance(record, Problem):
                 problems.append(record)
                 continue

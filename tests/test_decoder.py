@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from gptcore.attention import KeyValueCache, causal_mask
-from gptcore.decoder import Decoder, DecoderConfig, RMSNorm, forward_flops
+from gptcore.decoder import Decoder, DecoderConfig, RMSNorm
+from gptcore.flops import forward_flops
 from gptcore.generation import SamplingConfig, generate
 from gptcore.interchange import as_transformers
 from gptcore.machine import autocast

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcore.own_data import (
-    BadDataError,
     Comparison,
     Conversation,
     Question,
@@ -18,6 +17,7 @@ from gptcore.own_data import (
     read_conversations,
     read_prompts,
 )
+from gptcore.records import BadDataError
 
 ASKED, ANSWERED = "When do you open?", "At nine."
 ONE = Conversation(((ASKED, ANSWERED),))

@@ -370,10 +370,8 @@ import torch
 
 def decoder_attention(query, key, value):
     """Attention of a decoder: (..., T, D) queries, keys and values to (..., T, D)."""
-    T = query.shape[-2]
-    allowed = torch.ones(T, T, dtype=torch.bool, device=query.device).tril()
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (..., T, T)
-    scores = scores * allowed  # nobody looks ahead
+    scores = scores * torch.ones_like(scores).tril()  # nobody looks ahead
     weights = torch.softmax(scores, dim=-1)
     return weights @ value''',
         demo="""\

@@ -16,7 +16,8 @@ import matplotlib.pyplot as plt
 import torch
 from common import Measurement, alternate, arguments, report
 
-from gptcore.decoder import Decoder, DecoderConfig, forward_flops
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.flops import forward_flops
 from gptcore.machine import choose_device
 from gptcore.training import Trainer, TrainingConfig, generator_for
 

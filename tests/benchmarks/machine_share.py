@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from common import Measurement, alternate, arguments, report
 
-from gptcore.decoder import Decoder, DecoderConfig, forward_flops
+from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.flops import forward_flops
 from gptcore.machine import choose_device
 from gptcore.training import Trainer, TrainingConfig, generator_for
 
