@@ -571,7 +571,7 @@ def test_names_stand_in_all_their_forms_before_a_fact():
     text = "\n".join(documents(0, ENOUGH))
     for form in ("malawi", "Malawi", "holland", "Holland", "Rhodium", "rhodium", "阿联酋"):
         assert re.search(rf"(?<!\w){form}(?!\w)", text) or form in text, form
-    for name in ("the UK", "uk"):
+    for name in ("UK", "uk"):
         assert name in text
 
 
@@ -627,7 +627,7 @@ def test_the_tokenizer_reads_texts_messages_and_names():
     shouted = [text for text in typed[::SHOUTED] if text.isascii()]
     assert len(texts) == 40_000 + len(typed) + len(shouted) + LISTINGS * sum(1 for _ in names_in_all_forms())
     assert {" which country has   as its capital", " Peru", "秘鲁"} <= set(texts[40_000:])
-    assert shouted[0].upper() in map(str.strip, texts)
+    assert shouted[0].upper().strip() in map(str.strip, texts)
 
 
 def test_the_list_of_names_holds_every_form_and_no_unknown_thing():
