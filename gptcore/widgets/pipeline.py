@@ -17,21 +17,21 @@ _STAGES: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
     (
         "tokenizer",
         "Tokenizer",
-        "Plain text and conversations in English and Chinese, as bytes.",
+        "Plain text in English and Chinese, and messages as people type them with the names left out; as bytes.",
         "Which pieces of text are frequent enough to become one token. No neural network yet.",
         {},
     ),
     (
         "pretrain",
         "Pretraining",
-        "Plain text about countries, elements, planets and animals. No questions, no labels.",
+        "Plain text about countries, elements, planets, animals and sums, and some polite talk. No labels.",
         "To predict the next token, and with it language and facts. It continues a text; it does not answer.",
         {"base_bits_per_byte": "bits for each byte of unseen text (lower is better)"},
     ),
     (
         "sft",
         "Fine-tuning",
-        "Conversations written by people of mixed care, and some of the plain text again.",
+        "Conversations as people of mixed care might write them, and some of the plain text again.",
         "To answer a question and to stop. Facts that no conversation told it are brought over from pretraining.",
         {
             "sft_heldout_exact_en": "facts that no conversation held, answered right in English",
