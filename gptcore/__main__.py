@@ -8,19 +8,20 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gptcore.chain import Chain, evaluate_folder
 from gptcore.chat import Conversation
-from gptcore.checkpoint import OWN, SHIPPED, STAGES, find_stage, load_stage
+from gptcore.checkpoint import OWN, SHIPPED, find_stage, load_stage
 from gptcore.generation import SamplingConfig
 from gptcore.machine import set_threads
+from gptcore.own_curriculum import curriculum_of
+from gptcore.own_sizes import SIZES
 from gptcore.parallel import join_processes, rank
-from gptcore.recipe import Recipe
-from gptcore.runs import as_table, program, require_models, resume_line, shell_line
+from gptcore.records import BadDataError
+from gptcore.runs import DECODERS, as_table, last_decoder, program, require_models, resume_line, shell_line
 from gptcore.training import generator_for
 
 
@@ -28,9 +29,8 @@ def train(arguments: argparse.Namespace) -> None:
     """Run the chain and print its report."""
     join_processes()
     first = rank() == 0
-    recipe = Recipe()
-    recipe = replace(recipe, decoder=replace(recipe.decoder, preset=arguments.preset))
-    run = Chain(arguments.out, arguments.seed, arguments.text, recipe)
+    curriculum = curriculum_of(vars(arguments))
+    run = Chain(arguments.out, arguments.seed, curriculum)
     asked = -float("inf")
 
     def stop(*_: object) -> None:
@@ -56,12 +56,13 @@ def train(arguments: argparse.Namespace) -> None:
     if not first:
         return
     print(as_table(report))
-    if arguments.text is not None:
+    stage = last_decoder(arguments.out)
+    line = shell_line("chat", threads=arguments.threads, out=arguments.out)
+    if stage == "base":
         print("\nA text of your own has no questions and answers: the chain ends with the base model.")
-        line = shell_line("chat", threads=arguments.threads, stage="base", out=arguments.out)
         print(f"Let it continue a text: {line}")
     else:
-        print(f"\nTalk to it: {shell_line('chat', threads=arguments.threads, out=arguments.out)}")
+        print(f"\nTalk to it: {line}")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -85,15 +86,16 @@ def chat(arguments: argparse.Namespace) -> None:
         top_p=arguments.top_p,
         greedy=not shaped and not arguments.sample,
     )
+    stage = arguments.stage or (DECODERS[-1] if arguments.out is None else last_decoder(arguments.out))
     if arguments.out is not None:
-        require_models(arguments.out, arguments.stage)
-    model, tokenizer = load_stage(arguments.stage, arguments.out)
+        require_models(arguments.out, stage)
+    model, tokenizer = load_stage(stage, arguments.out)
     conversation = Conversation(
-        model, tokenizer, sampling, plain=arguments.stage == "base", generator=generator_for(arguments.seed)
+        model, tokenizer, sampling, plain=stage == "base", generator=generator_for(arguments.seed)
     )
     interactive = sys.stdin.isatty()
     if interactive:
-        print(f"You talk to the {arguments.stage} model. End with an empty line, Ctrl-D or Ctrl-C.")
+        print(f"You talk to the {stage} model. End with an empty line, Ctrl-D or Ctrl-C.")
     try:
         while True:
             if interactive:
@@ -123,7 +125,27 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train the whole chain and print its report")
     command.add_argument("--out", type=Path, default=OWN, help=f"folder to write to (default: {OWN})")
-    command.add_argument("--text", type=Path, help="pretrain on this UTF-8 file instead of the atlas")
+    own = command.add_argument_group(
+        "data of your own instead of the atlas", "The chain goes as far as they reach. A tenth of each is held out."
+    )
+    own.add_argument("--text", type=Path, help="UTF-8 file, or folder of .txt and .md files, to pretrain on")
+    formats = "file or folder of .jsonl, .json (.gz) or .parquet"
+    own.add_argument("--conversations", type=Path, help=f"what to fine-tune on: {formats}")
+    own.add_argument("--comparisons", type=Path, help=f"votes for the reward model: {formats}")
+    own.add_argument("--prompts", type=Path, help="what to ask in PPO (default: the questions of the comparisons)")
+    own.add_argument("--base", type=Path, help="folder of a model to start from: a run, or transformers' format")
+    own.add_argument("--method", choices=("ppo", "grpo", "dpo"), default="ppo", help="last stage (default: ppo)")
+    own.add_argument(
+        "--size", choices=tuple(SIZES), default="minutes", help="minutes or an evening on a laptop, or a GPU"
+    )
+    own.add_argument("--vocabulary", type=int, help="tokens of the vocabulary")
+    own.add_argument("--context", type=int, help="tokens that the model reads at most")
+    own.add_argument("--steps", type=int, help="steps of pretraining")
+    own.add_argument("--finetuning-steps", type=int, help="steps of fine-tuning")
+    own.add_argument("--iterations", type=int, help="iterations of reinforcement learning")
+    own.add_argument(
+        "--skip-bad", action="store_true", help="go on without records that cannot be used, and count them"
+    )
     command.add_argument("--preset", choices=("llama", "gpt2"), default="llama", help="architecture (default: llama)")
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     command.add_argument("--resume", action="store_true", help="go on with an interrupted run")
@@ -138,8 +160,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=evaluate)
 
     command = commands.add_parser("chat", help="talk to a model")
-    stages = [stage for stage in STAGES if stage != "reward"]
-    command.add_argument("--stage", choices=stages, default="ppo", help="which model (default: ppo)")
+    command.add_argument("--stage", choices=DECODERS, help="which model (default: the last one)")
     command.add_argument("--out", type=Path, help=f"folder of the models (default: {OWN}, else {SHIPPED.name})")
     command.add_argument(
         "--sample", action="store_true", help="draw tokens instead of taking the most likely; so do the next three"
@@ -177,6 +198,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit("\nStopped.")
+    except BadDataError as error:  # a line for each record
+        sys.exit(f"error: {error}")
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
         sys.exit("error: " + (" ".join(str(error).splitlines()) or "out of memory"))
 

@@ -19,8 +19,9 @@ from gptcore.atlas import Entity, Language, join, split_entities, wordings
 from gptcore.chat_template import decode_answer, encode_answer, room_for_prompt
 from gptcore.decoder import Decoder
 from gptcore.finetuning import STYLES, write_answer
-from gptcore.generation import SamplingConfig, generate
+from gptcore.generation import SamplingConfig, generate_together
 from gptcore.gold import gold_score
+from gptcore.parallel import share_of
 from gptcore.prompts import PromptSource, draw_encoded
 from gptcore.questions import Prompt, decline
 from gptcore.shapes import batches_by_length
@@ -145,7 +146,7 @@ def collect_ballots(
     for start in range(0, count, batch):
         drawn = [draw_encoded(source, rng, tokenizer, room) for _ in range(min(batch, count - start))]
         prompts, prompt_ids = [prompt for prompt, _ in drawn], [ids for _, ids in drawn]
-        samples = generate(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
+        samples = generate_together(model, prompt_ids * 2, SamplingConfig(), tokenizer.special[END], generator)
         for i, prompt in enumerate(prompts):
             answers = [samples[i], samples[i + len(prompts)]]
             answers += [encode_answer(tokenizer, write_flawed_answer(prompt, rng)) for _ in range(2)]
@@ -184,7 +185,7 @@ AnyBallot = TypeVar("AnyBallot", bound=Ballot)
 
 
 class BallotBatches(Generic[AnyBallot]):
-    """Makes batch number `i` of the votes on some ballots; each epoch in a fresh order.
+    """Makes batch number `i` of the votes on some ballots, or this process's share of it; each epoch in a fresh order.
 
     Args:
         ballots: what to learn from.
@@ -215,4 +216,4 @@ class BallotBatches(Generic[AnyBallot]):
             batches = [[order[place] for place in batch] for batch in rows]
             random.Random(f"{self.seed} {epoch}").shuffle(batches)
             self._epoch, self._batches = epoch, batches
-        return [self.ballots[i] for i in self._batches[step % self.per_epoch]]
+        return [self.ballots[i] for i in share_of(self._batches[step % self.per_epoch])]

@@ -20,8 +20,9 @@ from torch import Tensor
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.files import ASSETS, RUNS
 from gptcore.machine import choose_device
+from gptcore.published_tokenizer import load_tokenizer
 from gptcore.reward import RewardModel
-from gptcore.runs import advice
+from gptcore.runs import DECODERS, advice
 from gptcore.tokenizer import ASSISTANT, Tokenizer
 
 FORMAT = "gptcore 1"
@@ -201,10 +202,10 @@ def find_stage(stage: str, folder: str | Path | None = None) -> Path:
         ValueError: if there is no such stage.
         FileNotFoundError: if no model of that stage is there.
     """
-    if stage not in STAGES:
-        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+    if stage not in (*STAGES, *DECODERS):
+        raise ValueError(f"unknown stage {stage!r}: choose one of {', '.join(dict.fromkeys((*STAGES, *DECODERS)))}")
     folder = model_folder() if folder is None else Path(folder)
-    if {f"{stage}.safetensors", "tokenizer.json"} & set(_missing(folder)):
+    if not all((folder / name).is_file() for name in (f"{stage}.safetensors", "tokenizer.json")):
         raise FileNotFoundError(f"there is no {stage} model in {folder}: train one with `python -m gptcore train`")
     return folder / f"{stage}.safetensors"
 
@@ -212,5 +213,5 @@ def find_stage(stage: str, folder: str | Path | None = None) -> Path:
 def load_stage(stage: str, folder: str | Path | None = None) -> tuple[Any, Tokenizer]:
     """The model of a stage (a `RewardModel` for `reward`, else a `Decoder`) and its tokenizer, where `find_stage` finds them; errors as there and in `load_model`."""
     path = find_stage(stage, folder)
-    tokenizer = Tokenizer.load(path.with_name("tokenizer.json"))
+    tokenizer = load_tokenizer(path.with_name("tokenizer.json"))
     return load_model(path, tokenizer)[0], tokenizer

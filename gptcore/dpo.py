@@ -17,6 +17,7 @@ from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.loss import language_model_loss
 from gptcore.machine import autocast
+from gptcore.parallel import weight_of_share
 from gptcore.reward import answer_begins, preference_loss
 from gptcore.rollouts import pad_answers, token_log_probabilities
 from gptcore.shapes import batches_by_length
@@ -112,7 +113,8 @@ def ballots_dpo_loss(model: Decoder, ballots: Sequence[ReferencedBallot], beta: 
     own = ballot_log_probabilities(model, ballots)
     reference = own.new_tensor([value for ballot in ballots for value in ballot.reference])
     winners, losers = votes_of(ballots)
-    return dpo_loss(own[winners], own[losers], reference[winners], reference[losers], beta)
+    loss = dpo_loss(own[winners], own[losers], reference[winners], reference[losers], beta)
+    return loss * weight_of_share(torch.tensor(len(winners)))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gptcore.attention import KeyValueCache
 from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.machine import autocast
+from gptcore.parallel import spread
 from gptcore.shapes import batches_by_length, pad_left, round_up
 
 
@@ -62,23 +63,32 @@ def next_token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return probabilities
 
 
-def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def draw(probabilities: Tensor, generator: torch.Generator | None = None, uniform: Tensor | None = None) -> Tensor:
     """Draw one token from each row: `(B, V)` probabilities to `(B,)` ids.
 
     Inverse transform sampling: find where the running sum passes a uniform number. On a CPU 30 times
     faster than `torch.multinomial` for a few hundred rows.
+
+    Args:
+        probabilities: of each row.
+        generator: source of the uniform numbers.
+        uniform: `(B,)` numbers to use instead.
     """
     running = probabilities.float().cumsum(dim=-1)
-    uniform = torch.rand(len(running), 1, generator=generator, dtype=torch.float32, device="cpu").to(running.device)
+    if uniform is None:
+        uniform = torch.rand(len(running), generator=generator, dtype=torch.float32, device="cpu")
+    uniform = uniform[:, None].to(running.device)
     # The sum may end just below or above 1; a number scaled into it never points past the last token.
     return torch.searchsorted(running, uniform * running[:, -1:], right=True).squeeze(1).clamp(max=running.shape[1] - 1)
 
 
-def choose(logits: Tensor, config: SamplingConfig, generator: torch.Generator | None = None) -> Tensor:
-    """The next token of each row: `(B, V)` logits to `(B,)` ids."""
+def choose(
+    logits: Tensor, config: SamplingConfig, generator: torch.Generator | None = None, uniform: Tensor | None = None
+) -> Tensor:
+    """The next token of each row: `(B, V)` logits to `(B,)` ids; randomness as in `draw`."""
     if config.greedy:
         return logits.argmax(dim=-1)
-    return draw(next_token_probabilities(logits, config), generator)
+    return draw(next_token_probabilities(logits, config), generator, uniform)
 
 
 def _check_prompts(model: Decoder, prompts: Sequence[Sequence[int]]) -> None:
@@ -105,6 +115,7 @@ def generate(
     stop_token: int,
     generator: torch.Generator | None = None,
     batch_size: int = 256,
+    noise: Tensor | None = None,
 ) -> list[list[int]]:
     """Continue every prompt until the stop token, the longest answer or the end of the context.
 
@@ -115,6 +126,8 @@ def generate(
         stop_token: ends an answer, and is part of it.
         generator: source of randomness.
         batch_size: prompts continued at a time.
+        noise: `(prompts, max_new_tokens)` uniform numbers to use instead of the generator; then an answer does not
+            depend on what else is asked with it.
 
     Returns:
         the new tokens for each prompt, in the order of the prompts.
@@ -138,7 +151,7 @@ def generate(
         with autocast(rows=len(rows)):
             for step in range(1, steps + 1):
                 logits = model.head(model.hidden(tokens, mask, cache)[:, -1])  # (B, V)
-                chosen = choose(logits, config, generator)
+                chosen = choose(logits, config, generator, None if noise is None else noise[rows, step - 1])
                 for row, token, goes in zip(rows.tolist(), chosen.tolist(), going.tolist(), strict=True):
                     if goes:
                         answers[row].append(token)
@@ -158,6 +171,22 @@ def generate(
                 if mask is not None:
                     mask = torch.cat((mask, going[:, None].to(model.device)), dim=1)
     return answers
+
+
+def generate_together(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    stop_token: int,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """`generate`, shared by all processes; the answers are the same, however many there are."""
+    noise = torch.rand(len(prompts), config.max_new_tokens, generator=generator, device="cpu")
+
+    def answer(rows: Sequence[int]) -> list[list[int]]:
+        return generate(model, [prompts[i] for i in rows], config, stop_token, noise=noise[list(rows)])
+
+    return spread(answer, range(len(prompts)))
 
 
 @torch.inference_mode()

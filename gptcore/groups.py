@@ -11,16 +11,18 @@ are those of `rollouts`: `(N, T - 1)`, column t is about the choice of token t +
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gptcore.advantages import check_group, group_advantages, leave_one_out_advantages
 from gptcore.checks import choice, numbers, whole_numbers
+from gptcore.decoder import Decoder
 from gptcore.dpo import implicit_reward
 from gptcore.machine import autocast, gradient_scaler
-from gptcore.optimizers import backward_and_step, schedule_factor
+from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
+from gptcore.parallel import processes, share_of, together, weight_of_share
 from gptcore.ppo import policy_loss
 from gptcore.rollouts import PolicyTrainer, Rollout, kl_estimate, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
@@ -152,6 +154,7 @@ class GroupPolicyGradient(PolicyTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scaler = gradient_scaler()
+        self._loss = together(self.policy, self._loss_of_policy)
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=self.config.rate, eps=1e-5, weight_decay=0.0, fused=True
         )
@@ -190,25 +193,31 @@ class GroupPolicyGradient(PolicyTrainer):
         )
         return leave_one_out_advantages(earned.view(-1, config.group_size)).flatten()
 
-    def _loss(self, rollout: Rollout, advantages: Tensor, rows: Sequence[int]) -> Tensor:
-        """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout."""
+    def _loss_of_policy(
+        self, policy: Decoder, rollout: Rollout, advantages: Tensor, rows: Sequence[int], replay_step: int | None
+    ) -> Tensor:
+        """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout; with replay, or without."""
         config = self.config
+        parts_of_all = processes() if len(rows) >= processes() else 1
+        rows = share_of(rows)
         parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, rollout.reference)
-        tokens, mask, old, reference, own = (part.to(self.policy.device) for part in (*parts, advantages[rows]))
+        tokens, mask, old, reference, own = (part.to(policy.device) for part in (*parts, advantages[rows]))
         with autocast():
-            new = token_log_probabilities(self.policy, tokens, mask)
+            new = token_log_probabilities(policy, tokens, mask)
         if config.method == "grpo":
-            return group_policy_loss(new, old, reference, own, mask, config.clip, config.kl_coefficient)
-        # A sum over the rows, divided by the rollout's tokens: beside the loss of replayed text, which is one
-        # of a token, that of a whole answer would be too heavy.
-        return reinforce_loss(new.sum(dim=1), own) * len(rows) / rollout.mask.sum()
+            loss = group_policy_loss(new, old, reference, own, mask, config.clip, config.kl_coefficient)
+            loss = loss * weight_of_share(torch.tensor(len(rows)))  # a mean over answers
+        else:
+            # A sum over the rows, divided by the rollout's tokens: beside the loss of replayed text, which is one
+            # of a token, that of a whole answer would be too heavy.
+            loss = parts_of_all * reinforce_loss(new.sum(dim=1), own) * len(rows) / rollout.mask.sum()
+        return loss if replay_step is None else loss + self.replayed_loss(policy, replay_step)
 
     def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Sequence[int]], number: int) -> None:
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
         for rows in minibatches[1:]:
-            self.scaler.scale(self._finite(self._loss(rollout, advantages, rows))).backward()
-        loss = self._loss(rollout, advantages, minibatches[0])
-        loss = self._finite(self.with_replay(loss, number))
+            self.scaler.scale(self._finite(self._loss(rollout, advantages, rows, None))).backward()
+        loss = self._finite(self._loss(rollout, advantages, minibatches[0], number))
         backward_and_step(self.policy, loss, [self.optimizer], self.config.clip_norm, self.scaler)
 
     def _finite(self, values: Tensor) -> Tensor:
@@ -217,3 +226,18 @@ class GroupPolicyGradient(PolicyTrainer):
                 f"{self.config.method} diverged: lower the learning rate or raise the KL coefficient"
             )
         return values
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values from which `load_state` goes on."""
+        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        tensors |= optimizer_tensors([self.optimizer])
+        return tensors, {"history": [list(entry) for entry in self.history], "scaler": self.scaler.state_dict()}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        policy = {name[7:]: value for name, value in tensors.items() if name.startswith("policy.")}
+        self.policy.load_state_dict(policy)
+        load_optimizer_tensors([self.optimizer], tensors)
+        self.history = [GroupDiagnostics(*entry) for entry in values["history"]]
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])

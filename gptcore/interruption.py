@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gptcore.checkpoint import load_tensors, save_tensors
+from gptcore.groups import GroupDiagnostics, GroupPolicyGradient
 from gptcore.machine import choose_device
 from gptcore.parallel import average_over_processes_, rank
 from gptcore.ppo import PPO, Diagnostics
@@ -71,7 +72,7 @@ class Interruptible:
         if self.stop_requested:
             raise Interrupted
 
-    def run_resumably(self, stage: str, worker: Trainer | PPO, total: int) -> None:
+    def run_resumably(self, stage: str, worker: Trainer | PPO | GroupPolicyGradient, total: int) -> None:
         """Run a loop with a progress bar; go on from a saved state; save one on Ctrl-C and every half minute.
 
         Args:
@@ -90,7 +91,7 @@ class Interruptible:
         bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress or rank() > 0)
         last_save = time.perf_counter()
 
-        def after_step(report: StepReport | Diagnostics) -> None:
+        def after_step(report: StepReport | Diagnostics | GroupDiagnostics) -> None:
             nonlocal last_save
             bar.update()
             if isinstance(report, StepReport):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from gptcore.machine import choose_precision
-from gptcore.parallel import average_over_processes_
 
 
 def schedule_factor(
@@ -134,7 +133,7 @@ def backward_and_step(
     clip_norm: float,
     scaler: torch.amp.GradScaler,
 ) -> float:
-    """Backward pass, average over processes, unscale, clip, step, in this order.
+    """Backward pass, unscale, clip, step, in this order.
 
     A gradient scaler multiplies the loss so that small fp16 gradients do not vanish. Clipping must see the true
     gradients: unscale first. After an overflow in fp16 the step is left out, and the scaler lowers its factor.
@@ -143,9 +142,6 @@ def backward_and_step(
         the norm of the true gradients before clipping; infinite or NaN after an overflow.
     """
     scaler.scale(loss).backward()
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            average_over_processes_(parameter.grad)
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checks import numbers, whole_numbers
+from gptcore.decoder import Decoder
 from gptcore.machine import autocast, gradient_scaler
 from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
+from gptcore.parallel import average_over_processes_, share_of, together, weight_of_share
 from gptcore.reward import RewardModel
 from gptcore.rollouts import PolicyTrainer, Rollout, in_batches, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
@@ -158,6 +160,8 @@ class PPO(PolicyTrainer):
         )
         # One for each model; an overflow in one says nothing of the other.
         self.policy_scaler, self.value_scaler = gradient_scaler(), gradient_scaler()
+        self._policy_loss = together(self.policy, self._loss_of_policy)
+        self._value_loss = together(self.value_model, self._loss_of_value_model)
 
     def roll_out(self, iteration: int) -> Rollout:
         """Answer fresh prompts, grade the answers, and ask the value model what it expected; in order of length."""
@@ -224,31 +228,44 @@ class PPO(PolicyTrainer):
         Args:
             rollout: the answers.
             advantages, returns: `(N, T - 1)`.
-            rows: those of the minibatch.
+            rows: those of the minibatch; several processes share them.
             train_policy: whether the policy learns, too.
             replay_step: number of the replayed batch that is mixed in.
 
         Returns:
             approximate KL and clip fraction, before the step of the policy; 0 while it does not learn.
         """
-        config = self.config
         columns = rollout.mask, rollout.log_probabilities, rollout.values, advantages, returns
-        parts = trim(rows, rollout.lengths, rollout.tokens, *columns)
+        parts = trim(share_of(rows), rollout.lengths, rollout.tokens, *columns)
         tokens, mask, old, old_values, advantages, returns = (part.to(self.policy.device) for part in parts)
         # One model after the other: only one set of activations is in memory at a time.
-        with autocast():
-            values = value_of_choices(self.value_model, tokens, mask)
-        loss = value_loss(values, old_values, returns, mask, config.clip)
+        loss = self._value_loss(tokens, mask, old_values, returns)
         self._step(self.value_model, loss, self.value_optimizer, self.value_scaler)
         if not train_policy:
             return 0.0, 0.0
-        with autocast():
-            new = token_log_probabilities(self.policy, tokens, mask, config.temperature)
-        loss = self.with_replay(policy_loss(new, old, advantages, mask, config.clip), replay_step)
+        loss, new = self._policy_loss(tokens, mask, old, advantages, replay_step)
         self._step(self.policy, loss, self.policy_optimizer, self.policy_scaler)
         log_ratio = (new - old).detach()
-        outside = (log_ratio.exp() - 1).abs() > config.clip
-        return 0.5 * masked_mean(log_ratio**2, mask).item(), masked_mean(outside.float(), mask).item()
+        outside = (log_ratio.exp() - 1).abs() > self.config.clip
+        means = torch.stack((0.5 * masked_mean(log_ratio**2, mask), masked_mean(outside.float(), mask)))
+        approximate_kl, clip_fraction = average_over_processes_(means * weight_of_share(mask.sum())).tolist()
+        return approximate_kl, clip_fraction
+
+    def _loss_of_value_model(
+        self, value_model: RewardModel, tokens: Tensor, mask: Tensor, old_values: Tensor, returns: Tensor
+    ) -> Tensor:
+        with autocast():
+            values = value_of_choices(value_model, tokens, mask)
+        return value_loss(values, old_values, returns, mask, self.config.clip) * weight_of_share(mask.sum())
+
+    def _loss_of_policy(
+        self, policy: Decoder, tokens: Tensor, mask: Tensor, old: Tensor, advantages: Tensor, replay_step: int
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and the log-probabilities of which it was made."""
+        with autocast():
+            new = token_log_probabilities(policy, tokens, mask, self.config.temperature)
+        loss = policy_loss(new, old, advantages, mask, self.config.clip) * weight_of_share(mask.sum())
+        return loss + self.replayed_loss(policy, replay_step), new
 
     def _step(
         self, model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler

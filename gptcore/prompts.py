@@ -108,6 +108,16 @@ class PromptSource:
         text = fill_message(entity, template, language, rng, value, (guesses[0], guesses[1]), other)
         return replace(prompt, question=as_people_type(text, language, rng), names_value=kind == "reverse")
 
+    def draw_ids(self, rng: random.Random, tokenizer: Tokenizer, room: int) -> list[int]:
+        """One prompt for reinforcement learning, in the chat template and of at most `room` tokens.
+
+        No small talk: it has nothing to gain, and a reward model sees least of it; it would be worn away.
+
+        Raises:
+            ValueError: if hardly any message fits.
+        """
+        return draw_encoded(self, rng, tokenizer, room, talk=False)[1]
+
     def small_talk(self, topic: str, language: Language, rng: random.Random) -> Prompt:
         """A message that asks for nothing, such as a greeting, and what to answer."""
         text = rng.choice(messages()["talk"][topic][language])

@@ -26,8 +26,8 @@ class Prompt:
     """What the user says."""
     language: Language
     """Language that the answer should have."""
-    task: Literal["fact", "about", "translate", "talk", "harmful"]
-    """What is asked for."""
+    task: Literal["fact", "about", "translate", "talk", "harmful", "own"]
+    """What is asked for; `own`: by the reader, and no program can judge it."""
     references: tuple[str, ...]
     """Good answers, the canonical one first."""
     entity: Entity | None = None

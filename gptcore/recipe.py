@@ -21,7 +21,7 @@ from gptcore.corpus import names_in_all_forms, pretraining_documents, with_leadi
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
 from gptcore.messages import nameless_messages, simplified_characters
-from gptcore.parallel import processes, rank
+from gptcore.parallel import share_of
 from gptcore.ppo import PPOConfig
 from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
 from gptcore.training import TrainingConfig, generator_for
@@ -127,10 +127,8 @@ def text_batches(
         makes inputs and targets `(B, T)` of batch number `i`; each of several processes gets its rows of it.
 
     Raises:
-        ValueError: if there are more processes than rows, or the stream is too short for one row.
+        ValueError: if the stream is too short for one row.
     """
-    if processes() > recipe.batch_size:
-        raise ValueError(f"a batch of {recipe.batch_size} cannot be shared by {processes()} processes: start fewer")
     tokens, targets = stream
     context_length = recipe.decoder.context_length
     starts = row_starts(tokens, context_length, separator)
@@ -152,7 +150,7 @@ def text_batches(
         return shuffled
 
     def batch_at(step: int) -> tuple[Tensor, Tensor]:
-        numbers = range(step * recipe.batch_size + rank(), (step + 1) * recipe.batch_size, processes())
+        numbers = share_of(range(step * recipe.batch_size, (step + 1) * recipe.batch_size))
         rows = torch.stack([order(number // len(starts))[number % len(starts)] for number in numbers])
         indices = rows[:, None] + torch.arange(context_length, device="cpu")
         return tokens[indices], targets[indices + 1]

@@ -9,7 +9,6 @@ InstructGPT (2203.02155), equation 1.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -25,6 +24,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import gold_score
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast, full_precision, in_own_dtype
+from gptcore.parallel import processes, rank, sum_over_processes_, weight_of_share
 from gptcore.shapes import batches_by_length, pad_right
 from gptcore.tokenizer import ASSISTANT, END, SPECIAL_TOKENS, Tokenizer
 from gptcore.training import Trainer, TrainingConfig
@@ -74,8 +74,9 @@ class RewardModel(nn.Module):
         self.trunk = copy.deepcopy(decoder)
         weight = decoder.embedding.weight
         self.head = nn.Linear(decoder.config.width + 2, 1, device=weight.device, dtype=weight.dtype)
-        # N(0, 1/(C + 1)): rewards of an untrained model have variance about 1 (arXiv 1909.08593).
-        nn.init.normal_(self.head.weight, std=1 / math.sqrt(decoder.config.width + 1))
+        # At zero every answer is worth the same. A random start, as in arXiv 1909.08593, would be a taste that no vote
+        # has given.
+        nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         # Set after training, so that rewards of the reference policy have mean 0 and deviation 1.
         self.mean: Tensor
@@ -167,7 +168,7 @@ def reward_loss(model: RewardModel, ballots: Sequence[Ballot]) -> Tensor:
     tokens, lengths = pad_right([prompt + answer for prompt, answer in pairs], model.config.context_length)
     rewards = model(tokens.to(model.device), lengths.to(model.device))
     winners, losers = votes_of(ballots)
-    return preference_loss(rewards[winners], rewards[losers])
+    return preference_loss(rewards[winners], rewards[losers]) * weight_of_share(torch.tensor(len(winners)))
 
 
 def replayed_reward_loss(model: RewardModel, batch: tuple[Sequence[Ballot], tuple[Tensor, Tensor]]) -> Tensor:
@@ -239,12 +240,13 @@ def normalise(model: RewardModel, sequences: Sequence[Sequence[int]]) -> None:
 def rewards_of(model: Grader, sequences: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
     """Rewards `(N,)` of whole conversations, in their order."""
     model.eval()
-    rewards = torch.empty(len(sequences), dtype=torch.float32, device="cpu")
-    for rows in batches_by_length([len(sequence) for sequence in sequences], batch_size):
+    rewards = torch.zeros(len(sequences), dtype=torch.float32, device="cpu")
+    batches = batches_by_length([len(sequence) for sequence in sequences], batch_size)
+    for rows in batches[rank() :: processes()]:
         tokens, lengths = pad_right([sequences[i] for i in rows], model.config.context_length)
         with autocast():
             rewards[rows] = model(tokens.to(model.device), lengths.to(model.device)).float().cpu()
-    return rewards
+    return sum_over_processes_(rewards)
 
 
 def pair_accuracy(model: Grader, tokenizer: Tokenizer, ballots: Sequence[Ballot]) -> list[bool]:

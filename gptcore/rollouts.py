@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from gptcore.chat_template import room_for_prompt
 from gptcore.decoder import Decoder
-from gptcore.generation import SamplingConfig, generate
+from gptcore.generation import SamplingConfig, generate_together
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast
-from gptcore.prompts import PromptSource, draw_encoded
+from gptcore.parallel import processes, rank, sum_over_processes_
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.shapes import batches_by_length, masked_mean, pad_right, trim
 from gptcore.tokenizer import END, Tokenizer
@@ -150,12 +150,12 @@ def in_batches(
     """
     tokens, lengths, mask = rollout
     found = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
-    for rows in batches_by_length(lengths, size):
+    for rows in batches_by_length(lengths, size)[rank() :: processes()]:
         inputs, choices = (part.to(model.device) for part in trim(rows, lengths, tokens, mask))
         with autocast():
             part = compute(model, inputs, choices)
         found[rows, : part.shape[1]] = part.float().cpu()
-    return found
+    return sum_over_processes_(found)
 
 
 def kl_of_answers(
@@ -173,6 +173,14 @@ def kl_of_answers(
     return kl_estimate(own, other).sum(dim=1).mean().item()  # 0 outside the mask
 
 
+class Prompts(Protocol):
+    """Where questions come from: `prompts.PromptSource`, or the reader's own."""
+
+    def draw_ids(self, rng: random.Random, tokenizer: Tokenizer, room: int) -> list[int]:
+        """One prompt in the chat template, of at most `room` tokens."""
+        ...
+
+
 @dataclass
 class PolicyTrainer:
     """What PPO, GRPO and REINFORCE have in common: their parts, the rollout, and one iteration after the other."""
@@ -185,7 +193,7 @@ class PolicyTrainer:
     """Grades the answers; it must be normalised, and is frozen."""
     tokenizer: Tokenizer
     """The one that all three models were trained with: with another, every id means something else."""
-    prompts: PromptSource
+    prompts: Prompts
     """Where the questions come from."""
     config: Any
     """Every number of the algorithm: a `PPOConfig` or a `GroupConfig`."""
@@ -232,11 +240,10 @@ class PolicyTrainer:
         self.seconds = {}  # an iteration begins
         with self.clock("sampling_seconds"):
             room = room_for_prompt(self.policy.config.context_length, config.max_new_tokens)
-            # Small talk has nothing to gain here, and a reward model sees least of it: it would be worn away.
-            drawn = [draw_encoded(self.prompts, rng, self.tokenizer, room, talk=False) for _ in range(prompts)]
-            prompt_ids = repeated([ids for _, ids in drawn], each)
+            drawn = [self.prompts.draw_ids(rng, self.tokenizer, room) for _ in range(prompts)]
+            prompt_ids = repeated(drawn, each)
             sampling = SamplingConfig(temperature=temperature, max_new_tokens=config.max_new_tokens)
-            answers = generate(self.policy, prompt_ids, sampling, end, generator_for(config.seed, iteration))
+            answers = generate_together(self.policy, prompt_ids, sampling, end, generator_for(config.seed, iteration))
         with self.clock("scoring_seconds"):
             sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
             finished = torch.tensor([answer[-1] == end for answer in answers], device="cpu")
@@ -249,13 +256,12 @@ class PolicyTrainer:
             )
         return Rollout(*padded, scores, own, reference, finished, torch.zeros_like(own))
 
-    def with_replay(self, loss: Tensor, number: int) -> Tensor:
-        """The policy's loss, with that of pretraining batch `number` mixed in."""
+    def replayed_loss(self, policy: Decoder, number: int) -> Tensor | float:
+        """The loss on batch `number` of what was learned before, to be added to the policy's own."""
         if self.replay is None:
-            return loss
+            return 0.0
         with autocast():
-            text_loss = language_model_loss(self.policy, self.replay(number))
-        return loss + self.config.replay_coefficient * text_loss
+            return self.config.replay_coefficient * language_model_loss(policy, self.replay(number))
 
     @contextmanager
     def clock(self, name: str) -> Iterator[None]:

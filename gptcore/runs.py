@@ -54,16 +54,40 @@ def shell_line(command: str, *flags: str, threads: int | None = None, **options:
     words.append(command)
     for name, value in options.items():
         if value is not None:
-            words += [f"--{name}", str(value.absolute() if isinstance(value, Path) else value)]
+            words += [f"--{name.replace('_', '-')}", str(value.absolute() if isinstance(value, Path) else value)]
     words += flags
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
+DECODERS = ("base", "sft", "dpo", "grpo", "ppo")
+"""The stages whose models write, the best last; dpo and grpo only on data of the reader's own."""
+
+SOURCES = ("text", "conversations", "comparisons", "prompts", "base")
+"""The data of the reader's own that a run may be given."""
+
+SETTINGS = ("vocabulary", "context", "steps", "finetuning_steps", "iterations")
+"""The numbers that a run on such data may be given."""
+
+
 def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None) -> str:
-    """The line that goes on with the run in a folder, which was begun with some `text`, `preset` and `seed`."""
-    text = begun["text"] and Path(begun["text"])
-    options = {"out": folder, "text": text, "preset": begun["preset"], "seed": begun["seed"]}
-    return shell_line("train", "--resume", threads=threads, **options)
+    """The line that goes on with the run in a folder, which was begun with these options of `train`."""
+    options: dict[str, Any] = {"out": folder}
+    options |= {name: Path(begun[name]) for name in SOURCES if begun.get(name) is not None}
+    options |= {"preset": begun["preset"], "seed": begun["seed"]}
+    flags = ["--resume"]
+    if len(options) > 3:  # data of the reader's own
+        options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS)}
+        flags += ["--skip-bad"] if begun.get("skip_bad") else []
+    return shell_line("train", *flags, threads=threads, **options)
+
+
+def last_decoder(folder: Path) -> str:
+    """The last stage of a run whose model writes; `ppo` where there is no report that says how far the run goes."""
+    if not (folder / "report.json").is_file():
+        return DECODERS[-1]
+    report = read_report(folder)
+    reached = report.get("models") or (DECODERS if report["text"] is None else ["base"])  # older reports have none
+    return next(stage for stage in reversed(DECODERS) if stage in reached)
 
 
 MACHINE = "{processor} ({instructions}), {precision}, {threads} threads, torch {torch}"
@@ -107,9 +131,9 @@ def advice(folder: Path) -> str:
         ValueError: if its report is damaged.
     """
     report = read_report(folder)
-    if report["text"] is not None and (folder / "base.safetensors").is_file():
-        line = shell_line("chat", stage="base", out=folder)
-        return f"a text of your own gives a base model only, which continues a text: `{line}`"
+    if report["text"] is not None and "scores" in report:
+        line = shell_line("chat", stage=last_decoder(folder), out=folder)
+        return f"your own data reach no farther; talk to what there is: `{line}`"
     return f"the run is not whole: `{resume_line(folder, report)}` goes on with it"
 
 
@@ -134,7 +158,7 @@ class RunFolder:
     path: Path
     """Where everything is written."""
     identity: dict[str, Any]
-    """What tells this run from others: `seed`, `preset`, `text` (a path, or None), `text_sha256`, and `recipe`, the hash of its numbers."""
+    """What tells this run from others: `seed`, `preset`, paths and hashes of its data, what the reader set, `models`, its stages, and `recipe`, the hash of its numbers."""
     report: dict[str, Any] = field(default_factory=dict)
     """The report so far; `report.json`."""
 
@@ -173,8 +197,8 @@ class RunFolder:
                 f"the run in {self.path} was begun with other numbers of the recipe: put them back as they were, "
                 "or choose another --out"
             )
-        if self.report["text"] != self.identity["text"]:  # it lies elsewhere now
-            self.report["text"] = self.identity["text"]
+        if any(self.report.get(name) != self.identity.get(name) for name in SOURCES):  # they lie elsewhere now
+            self.report |= {name: self.identity.get(name) for name in SOURCES if name in self.identity}
             self.write_report()
         if machine != self.report["machine"]:  # from here on the figures depend on another one
             self.report.setdefault("resumed_on", []).append(machine)
@@ -190,19 +214,28 @@ class RunFolder:
             ValueError: if it was.
         """
         go_on = f"go on with `{resume_line(self.path, self.report)}`, or choose another --out"
-        for name in ("seed", "preset"):
-            if self.report[name] != self.identity[name]:
-                raise ValueError(
-                    f"{self.path} holds a run with {name} {self.report[name]!r}, not {self.identity[name]!r}: {go_on}"
-                )
-        if self.report.get("text_sha256") != self.identity["text_sha256"]:
-            begun, given = (run["text"] or "the atlas" for run in (self.report, self.identity))
+
+        def compare_numbers(*names: str) -> None:
+            for name in names:
+                begun, given = self.report.get(name), self.identity.get(name)
+                if begun != given:
+                    raise ValueError(f"{self.path} holds a run with {name} {begun!r}, not {given!r}: {go_on}")
+
+        compare_numbers("seed", "preset")
+        for name in SOURCES:
+            if self.report.get(f"{name}_sha256") == self.identity.get(f"{name}_sha256"):
+                continue
+            begun, given = (
+                run.get(name) or ("the atlas" if name == "text" else f"no {name}")
+                for run in (self.report, self.identity)
+            )
             if begun == given:
                 raise ValueError(
-                    f"the text {given} has changed since the run in {self.path} began: "
+                    f"the {name} {given} has changed since the run in {self.path} began: "
                     "put it back as it was, or choose another --out"
                 )
             raise ValueError(f"{self.path} holds a run on {begun}, not on {given}: {go_on}")
+        compare_numbers("method", "size", *SETTINGS)  # of data of the reader's own
 
     def write_report(self) -> None:
         """Write `report.json`, all or nothing."""

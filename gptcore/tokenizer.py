@@ -156,7 +156,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The tokenizer in the format of the `tokenizers` library."""
-        names = ["".join(_BYTE_TO_CHARACTER[byte] for byte in token) for token in self.token_bytes]
+        names = ["".join(BYTE_TO_CHARACTER[byte] for byte in token) for token in self.token_bytes]
         pre_tokenizer = [
             {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
@@ -231,4 +231,5 @@ def _printable_bytes() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-_BYTE_TO_CHARACTER = _printable_bytes()
+BYTE_TO_CHARACTER = _printable_bytes()
+"""How `tokenizer.json` writes each byte."""

@@ -21,7 +21,7 @@ from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.loss import language_model_loss
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
 from gptcore.optimizers import Muon, backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import average_over_processes_
+from gptcore.parallel import average_over_processes_, together
 
 # --- Batches -------------------------------------------------------------------------------------
 
@@ -201,6 +201,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["full_rate"] = group["lr"]
         self._set_precision(self.config.precision or choose_precision())
+        self._loss = together(self.model, self.loss_function)
 
     def _set_precision(self, precision: Precision) -> None:
         self.precision: Precision = precision
@@ -228,7 +229,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_rate"] * factor
             with autocast(self.precision):
-                loss = self.loss_function(self.model, self.batch_at(self.step))
+                loss = self._loss(self.batch_at(self.step))
             shown = average_over_processes_(loss.detach().clone()).item()
             if not math.isfinite(shown):
                 raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")

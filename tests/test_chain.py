@@ -16,15 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptcore import chain, exam, recipe, runs
+from gptcore import chain, curriculum, exam, own_curriculum, own_sizes, recipe, runs
 from gptcore.__main__ import main
 from gptcore.ballots import collect_ballots
 from gptcore.chat import Conversation
 from gptcore.checkpoint import SHIPPED, STAGES, load_model, load_stage
 from gptcore.corpus import documents_as_tokens
+from gptcore.curriculum import AtlasCurriculum
+from gptcore.decoder import DecoderConfig
 from gptcore.exam import answer_scores
 from gptcore.generation import SamplingConfig
 from gptcore.machine import describe_machine
+from gptcore.own_curriculum import OwnCurriculum, Sources
 from gptcore.recipe import Recipe, train_tokenizer
 from gptcore.runs import as_table
 from gptcore.tokenizer import Tokenizer
@@ -63,7 +66,8 @@ def ctrl_c_is_heard():
 @pytest.fixture(autouse=True)
 def learned_once(monkeypatch):
     """The tokenizer of a seed is the same in every run; it need not be learned anew for each of them."""
-    monkeypatch.setattr(chain, "train_tokenizer", lambda seed, *_, **__: whole_tokenizer(seed))
+    monkeypatch.setattr(curriculum, "train_tokenizer", lambda seed, *_, **__: whole_tokenizer(seed))
+    make_small(monkeypatch)
 
 
 @pytest.fixture
@@ -81,7 +85,7 @@ def ask_little(patch) -> None:
 
 def everywhere(patch, name: str, function) -> None:
     """Replace a function of the package in all modules of the chain that use it."""
-    for module in (chain, exam, recipe):
+    for module in (curriculum, exam, recipe):
         if hasattr(module, name):
             patch.setattr(module, name, function)
 
@@ -90,8 +94,16 @@ whole_tokenizer = cache(train_tokenizer)
 RHYME = "One, two, three, four, five, once I caught a fish alive. "
 
 
-def run(out: Path, **settings) -> chain.Chain:
-    return chain.Chain(out, recipe=tiny_recipe(), progress=False, **settings)
+def make_small(patch) -> None:
+    """What is trained on data of the reader's own is tiny, too."""
+    shape = DecoderConfig(1, context_length=64, layers=1, width=32, heads=2)
+    patch.setitem(own_sizes.SIZES, "minutes", own_sizes.Limits(shape, 2, 4, 600, 2))
+    patch.setattr(own_curriculum, "expected_seconds", lambda *_: 1.0)
+
+
+def run(out: Path, text: Path | None = None, **settings) -> chain.Chain:
+    learned = AtlasCurriculum(tiny_recipe()) if text is None else OwnCurriculum(Sources(text))
+    return chain.Chain(out, curriculum=learned, progress=False, **settings)
 
 
 @pytest.mark.slow
@@ -167,17 +179,16 @@ def ctrl_c_in(monkeypatch, owner, name: str, times: int = 1) -> None:
 def small_runs(monkeypatch):
     """What the command line trains is tiny."""
     tiny = tiny_recipe()
-    for module in (chain, sys.modules["gptcore.__main__"]):
-        monkeypatch.setattr(module, "Recipe", lambda: tiny)
+    monkeypatch.setattr(own_curriculum, "Recipe", lambda: tiny)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [
-        (chain, "train_tokenizer"),
-        (chain, "documents_as_tokens"),
-        (chain, "collect_ballots"),
+        (curriculum, "train_tokenizer"),
+        (curriculum, "documents_as_tokens"),
+        (curriculum, "collect_ballots"),
         (exam, "answer_scores"),
     ],
     ids=lambda place: place[1],
@@ -200,7 +211,7 @@ def test_outside_of_steps_one_ctrl_c_stops_at_once_and_the_line_printed_finishes
 def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
     tmp_path, small_exam, small_runs, monkeypatch, capsys, times
 ):
-    text_batches, calls = chain.text_batches, []
+    text_batches, calls = curriculum.text_batches, []
 
     def interrupted(*args):
         batch_at = text_batches(*args)
@@ -214,7 +225,7 @@ def test_a_step_ends_before_a_first_ctrl_c_stops_and_not_before_a_second(
 
         return watched
 
-    monkeypatch.setattr(chain, "text_batches", interrupted)
+    monkeypatch.setattr(curriculum, "text_batches", interrupted)
     with pytest.raises(SystemExit, match="go on with"):
         command(monkeypatch, "train", "--out", str(tmp_path))
     assert "Stopping after this step" in capsys.readouterr().err
@@ -395,9 +406,9 @@ def test_lines_to_paste_carry_all_options_and_work_from_any_folder(tmp_path, sma
     assert (report["seed"], report["preset"], set(report["scores"])) == (3, "gpt2", {"base_bits_per_byte"})
     talk = pasted(told)
     assert "\n" in command(monkeypatch, *talk, lines="One, two\n")
-    with pytest.raises(SystemExit, match="base model only") as refused:
-        command(monkeypatch, "chat", "--out", str(tmp_path / "Ada's run"))
-    assert pasted(str(refused.value)) == talk[2:]
+    with pytest.raises(SystemExit, match="data reach no farther") as refused:
+        command(monkeypatch, "chat", "--stage", "ppo", "--out", str(tmp_path / "Ada's run"))
+    assert pasted(str(refused.value)) == ["chat", "--stage", "base", *talk[3:]]
     assert not any(elsewhere.iterdir())
 
 
@@ -435,12 +446,13 @@ def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
 def finished(tmp_path_factory):
     """A whole run and one on a text of the reader's own, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        ask_little(patch)
-        run(folder / "atlas").run()
     text = folder / "rhyme.txt"
     text.write_text(RHYME * 200, encoding="utf-8")
-    run(folder / "text", text=text).run()
+    with pytest.MonkeyPatch.context() as patch:
+        ask_little(patch)
+        make_small(patch)
+        run(folder / "atlas").run()
+        run(folder / "text", text=text).run()
     return folder
 
 
@@ -478,7 +490,7 @@ def test_a_run_begun_with_other_numbers_is_not_gone_on_with(tmp_path, small_exam
     first.folder.close()
     other = replace(tiny_recipe(), batch_size=3)
     with pytest.raises(ValueError, match="begun with other numbers of the recipe: put them back"):
-        chain.Chain(tmp_path, recipe=other, progress=False).run(resume=True)
+        chain.Chain(tmp_path, curriculum=AtlasCurriculum(other), progress=False).run(resume=True)
 
 
 @pytest.mark.slow

@@ -266,6 +266,7 @@ def kinds_of_model():
     for preset in ("llama", "gpt2"):
         yield tiny_decoder(preset)
         reward_model = RewardModel(tiny_decoder(preset), 1)
+        nn.init.normal_(reward_model.head.weight, std=0.3)  # at zero all rewards would be equal
         reward_model.mean.fill_(0.5)
         reward_model.deviation.fill_(2.0)
         yield reward_model

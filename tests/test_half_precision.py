@@ -44,7 +44,9 @@ def ppo(models, text):
     sft, tokenizer, reward = models
     config = PPOConfig(rollout_size=16, minibatch_size=16, max_new_tokens=24, value_iterations=0, clip_norm=1e9)
     arguments = copy.deepcopy(sft), copy.deepcopy(sft), copy.deepcopy(reward), tokenizer, PromptSource("train")
-    return PPO(*arguments, config, lambda _: text)
+    run = PPO(*arguments, config, lambda _: text)
+    set_scale(run.value_scaler, 2.0**14)  # at 2^16, its start, these gradients overflow, and the step is left out
+    return run
 
 
 def groups(method, models, text):

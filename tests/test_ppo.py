@@ -16,6 +16,7 @@ from gptcore.advantages import explained_variance, generalised_advantages, token
 from gptcore.checkpoint import load_tensors, save_tensors
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.ppo import PPO, PPOConfig, policy_loss, value_loss
+from gptcore.prompts import PromptSource
 from gptcore.questions import Prompt
 from gptcore.reward import RewardModel, rewards_of
 from gptcore.rollouts import answer_mask, kl_estimate, kl_of_answers, token_log_probabilities
@@ -352,10 +353,11 @@ class Letters:
         return [ord(letter) % 4 for letter in text]
 
 
-class Questions:
+class Questions(PromptSource):
     """Asks one of a few questions of different lengths, none with the wanted token."""
 
-    as_typed = False
+    def __init__(self):
+        self.as_typed = False
 
     def draw(self, rng, tasks=None):
         return Prompt(rng.choice(["b", "cb", "bcbc"]), "en", "about", ("",))
@@ -636,7 +638,7 @@ def test_advantages_are_whitened_after_the_returns_are_taken(monkeypatch):
     assert own.var(correction=0).item() == pytest.approx(1, abs=1e-3)
     raw = (seen["returns"] - rollout.values)[rollout.mask]
     torch.testing.assert_close(own, (raw - raw.mean()) / raw.std(correction=0), rtol=0, atol=1e-3)
-    assert abs(raw.std(correction=0).item() - 1) > 0.1
+    assert abs(raw.mean().item()) > 0.1
 
 
 def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_is_touched():

@@ -43,6 +43,13 @@ VOCABULARY = 30
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
 
 
+def opinionated(decoder, answer_start):
+    """A reward model whose head is not at zero, as a trained one's."""
+    model = RewardModel(decoder, answer_start)
+    nn.init.normal_(model.head.weight, std=(decoder.config.width + 1) ** -0.5)
+    return model
+
+
 def tiny_decoder(preset="llama", vocabulary=VOCABULARY, context=16, width=16, **more):
     return Decoder(DecoderConfig(vocabulary, context, layers=2, width=width, heads=2, preset=preset, **more))
 
@@ -70,7 +77,7 @@ def surprises(decoder, sequence, answer_start):
 def test_the_reward_is_the_head_on_features_and_surprise_at_the_last_real_token(preset):
     answer_start, decoder = 7, tiny_decoder(preset)
     nn.init.normal_(decoder.head.weight)
-    model = RewardModel(decoder, answer_start)
+    model = opinionated(decoder, answer_start)
     sequences = [*some_sequences(6), [3, answer_start, 9, 2], [answer_start, 5], [1, 2, answer_start]]
     tokens, lengths = pad_right(sequences, 128)
     rewards = model(tokens, lengths)
@@ -84,7 +91,7 @@ def test_the_reward_is_the_head_on_features_and_surprise_at_the_last_real_token(
 
 @pytest.mark.parametrize("preset", ["llama", "gpt2"])
 def test_what_stands_in_the_padding_on_the_right_changes_no_reward(preset):
-    model = RewardModel(tiny_decoder(preset, context=32), 1)
+    model = opinionated(tiny_decoder(preset, context=32), 1)
     tokens, lengths = pad_right(some_sequences(6, longest=9), 16)
     other = torch.where(torch.arange(tokens.shape[1]) < lengths[:, None], tokens, VOCABULARY - 1)
     wider = F.pad(other, (0, 4), value=7)
@@ -93,7 +100,7 @@ def test_what_stands_in_the_padding_on_the_right_changes_no_reward(preset):
 
 
 def test_values_give_one_number_a_position_that_later_tokens_do_not_change():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 9, 9]])
     values = model.values(tokens)
     assert values.shape == (2, 4)
@@ -102,26 +109,17 @@ def test_values_give_one_number_a_position_that_later_tokens_do_not_change():
     torch.testing.assert_close(model(tokens, torch.tensor([4, 2])), torch.stack([values[0, 3], values[1, 1]]))
 
 
-def test_the_head_starts_from_a_normal_distribution_of_variance_1_over_width_plus_1():
-    decoder = tiny_decoder(width=4, hidden_width=8)  # narrow: 1/4 and 1/5 are far apart
-    weights = torch.cat([RewardModel(decoder, 1).head.weight.detach().flatten() for _ in range(1500)])
-    assert weights.mean().abs() < 0.02
-    assert weights.std().item() == pytest.approx(1 / math.sqrt(5), rel=0.03)
-    beyond = (weights.abs() > 2 / math.sqrt(5)).float().mean().item()
-    assert beyond == pytest.approx(0.0455, abs=0.01)  # of a normal distribution
-    assert not RewardModel(decoder, 1).head.bias.any()
-
-
-def test_rewards_of_an_untrained_model_have_variance_about_1():
-    decoder = tiny_decoder(width=64)
-    tokens = torch.randint(VOCABULARY, (200, 8))
-    rewards = torch.cat([RewardModel(decoder, 1)(tokens, torch.full((200,), 8)).detach() for _ in range(20)])
-    assert 0.6 < rewards.std() < 1.5
+def test_before_any_vote_every_answer_is_worth_the_same():
+    model = RewardModel(tiny_decoder(), 1)
+    tokens = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+    assert not model.values(tokens).any()
+    loss = preference_loss(*model(tokens, torch.tensor([4, 4])).split(1))
+    assert loss.item() == pytest.approx(math.log(2))
 
 
 def test_the_reward_model_has_layers_of_its_own():
     decoder = tiny_decoder()
-    model = RewardModel(decoder, 1)
+    model = opinionated(decoder, 1)
     before = decoder(torch.tensor([[1, 2]])).detach().clone()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -134,7 +132,7 @@ def test_the_reward_model_has_layers_of_its_own():
 def test_the_head_sees_the_largest_and_the_mean_surprise_of_the_answer_so_far():
     answer_start, decoder = 7, tiny_decoder()
     nn.init.normal_(decoder.head.weight)
-    model = RewardModel(decoder, answer_start)
+    model = opinionated(decoder, answer_start)
     tokens = torch.tensor([[3, 4, answer_start, 9, 5, 8], [2, answer_start, 1, 6, 6, 0]])
     with torch.no_grad():
         nn.init.zeros_(model.head.weight)
@@ -168,7 +166,7 @@ HISTORIES = [[], [("Tell me of gold.", "Its symbol is Au.")], [("Hi!", "Hello!")
 def test_of_several_turns_only_the_last_answer_is_surprising():
     decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128).eval()
     nn.init.normal_(decoder.head.weight, std=0.3)
-    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    model = opinionated(decoder, BYTES.special[ASSISTANT])
     for question, answer in (("Peru?", "Lima."), ("Peru?", "")):
         prompts = [encode_prompt(BYTES, question, history) for history in HISTORIES]
         reply = encode_answer(BYTES, answer)
@@ -187,7 +185,7 @@ def test_of_several_turns_only_the_last_answer_is_surprising():
 def test_each_turn_is_as_surprising_as_if_the_conversation_ended_with_it():
     decoder = tiny_decoder(vocabulary=BYTES.vocabulary_size, context=128)
     nn.init.normal_(decoder.head.weight, std=0.3)
-    model = RewardModel(decoder, BYTES.special[ASSISTANT])
+    model = opinionated(decoder, BYTES.special[ASSISTANT])
     user = BYTES.special[USER]
     whole = torch.tensor([encode_prompt(BYTES, "Peru?", HISTORIES[2]) + encode_answer(BYTES, "Lima.")])
     values = model.values(whole)[0]
@@ -200,7 +198,7 @@ def test_each_turn_is_as_surprising_as_if_the_conversation_ended_with_it():
 def test_a_policy_cannot_hide_what_it_said_behind_a_mark_of_its_own():
     answer_start, decoder = 7, tiny_decoder()
     nn.init.normal_(decoder.head.weight)
-    model = RewardModel(decoder, answer_start)
+    model = opinionated(decoder, answer_start)
     sequence = [3, 4, answer_start, 9, 5, answer_start, 8]
     with torch.no_grad():
         found = model._surprise(torch.tensor([sequence]), decoder.hidden(torch.tensor([sequence])))[0, -1]
@@ -241,7 +239,7 @@ def test_where_nobody_voted_the_loss_is_0_and_so_are_its_gradients():
     loss = preference_loss(chosen, rejected)
     assert loss.item() == 0
     loss.backward()
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     loss = reward_loss(model, [Ballot(Prompt("?", "en", "talk", ("!",)), [9], [[3]], [])])
     loss.backward()
     assert loss.item() == 0
@@ -249,7 +247,7 @@ def test_where_nobody_voted_the_loss_is_0_and_so_are_its_gradients():
 
 
 def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     prompt = Prompt("?", "en", "talk", ("!",))
     ballots = [
         Ballot(prompt, [1, 2], [[3], [4, 5], [6, 7, 8]], [(0, 1), (2, 0), (1, 2)]),
@@ -271,7 +269,7 @@ def test_the_loss_of_ballots_is_the_mean_over_all_their_votes():
 
 
 def test_the_replayed_loss_adds_half_the_language_models_loss_of_the_text():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     ballots = [Ballot(Prompt("?", "en", "talk", ("!",)), [1, 2], [[3], [4, 5]], [(0, 1)])]
     text = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[2, 3, 4], [5, 6, 7]])
     logits = model.trunk(text[0])
@@ -497,14 +495,14 @@ def test_sequences_are_padded_on_the_right():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_scores_come_in_the_order_of_the_conversations_whatever_the_batches(batch_size):
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     sequences = some_sequences(10)
     expected = [model(torch.tensor([s]), torch.tensor([len(s)])).item() for s in sequences]
     assert rewards_of(model, sequences, batch_size).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_normalised_rewards_have_mean_0_and_deviation_1_and_keep_their_order():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     sequences = some_sequences(40)
     before = rewards_of(model, sequences)
     for _ in range(2):  # the second time changes nothing
@@ -553,12 +551,12 @@ def test_equal_rewards_become_0_and_keep_the_scale(reward):
 
 
 def test_normalising_changes_values_alike_and_is_part_of_the_saved_model():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     tokens = torch.randint(VOCABULARY, (2, 6))
     before = model.values(tokens).detach()
     normalise(model, some_sequences(20))
     torch.testing.assert_close(model.values(tokens).detach(), (before - model.mean) / model.deviation)
-    copy = RewardModel(tiny_decoder(), 1)
+    copy = opinionated(tiny_decoder(), 1)
     copy.load_state_dict(model.state_dict())
     torch.testing.assert_close(copy.values(tokens), model.values(tokens))
 
@@ -609,7 +607,7 @@ def test_training_on_clear_cut_ballots_teaches_which_answers_win():
         return sum(right) / len(right)
 
     seen, held_out = [ballot() for _ in range(120)], [ballot() for _ in range(80)]
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     before = accuracy(model, held_out)
     config = TrainingConfig(steps=60, schedule="constant", warmup_steps=5)
     losses = Trainer(model, BallotBatches(seen, 12, 0), config, reward_loss).run()
@@ -619,7 +617,7 @@ def test_training_on_clear_cut_ballots_teaches_which_answers_win():
 
 
 def test_every_parameter_of_a_reward_model_learns_from_ballots():
-    model = RewardModel(tiny_decoder(), 1)
+    model = opinionated(tiny_decoder(), 1)
     prompt = Prompt("?", "en", "talk", ("!",))
     reward_loss(model, [Ballot(prompt, [1, 2], [[3, 4], [5]], [(0, 1)])]).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or (n != "head.bias" and not p.grad.any())]

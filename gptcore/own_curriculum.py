@@ -1,0 +1,281 @@
+"""A chain on data of the reader's own: texts, conversations, comparisons, prompts, and a base model to start from.
+
+Any part may be left out, and the chain goes as far as the data reach: text gives a base model, conversations a fine-tuned
+one, comparisons a reward model and a policy. Sizes and steps follow from the data (`own_sizes`). A tenth of everything is
+held out for the exams (`own_exam`); they have no gold score, but a second judge, trained on other votes, which shows when
+the policy has learned to please the first one only. No chapter uses it yet.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from gptcore.ballots import Ballot
+from gptcore.base_model import BaseModel
+from gptcore.chat_template import Turn, encode_answer, encode_conversation, encode_prompt, room_for_prompt
+from gptcore.corpus import documents_as_tokens
+from gptcore.curriculum import AtlasCurriculum, Batches, Curriculum, Models, Tick
+from gptcore.decoder import Decoder
+from gptcore.finetuning import pack
+from gptcore.own_data import Comparison, Conversation, Question
+from gptcore.own_exam import HeldOut, own_scores
+from gptcore.own_sizes import SIZES, Amounts, Size, Wishes, expected_seconds, own_recipe, timed, vocabulary_size
+from gptcore.own_sources import PIECE, Divided, Sources, questions_of
+from gptcore.pieces import again, pieces_of
+from gptcore.questions import Part, Prompt
+from gptcore.recipe import Recipe, text_batches
+from gptcore.runs import SETTINGS, SOURCES
+from gptcore.tokenizer import END_OF_TEXT, Tokenizer
+
+Method = Literal["ppo", "grpo", "dpo"]
+
+
+@dataclass(frozen=True)
+class OwnPrompts:
+    """Draws from a list of questions."""
+
+    questions: Sequence[Question]
+    """What is asked."""
+
+    def draw_ids(self, rng: random.Random, tokenizer: Tokenizer, room: int) -> list[int]:
+        """One of them in the chat template; of a long conversation the last turns.
+
+        Raises:
+            ValueError: if it does not fit.
+        """
+        question = rng.choice(self.questions)
+        return encode_prompt(tokenizer, question.text, question.history, room)
+
+
+@dataclass
+class OwnCurriculum:
+    """Data of the reader's own, read and checked at once."""
+
+    sources: Sources
+    """Where they lie."""
+    method: Method = "ppo"
+    """How the policy learns from the votes."""
+    size: Size = "minutes"
+    """How large the model may be, and how long it may take."""
+    preset: Literal["llama", "gpt2"] = "llama"
+    """Architecture, where no base model has its own."""
+    wishes: Wishes = field(default_factory=Wishes)
+    """Numbers that the reader has set."""
+    skip_bad: bool = False
+    """Whether to go on without records that cannot be used."""
+
+    def __post_init__(self) -> None:
+        read = Divided(self.sources, self.skip_bad)
+        self._seen, self._held_out, self._passed_over = read.seen, read.held_out, read.passed_over
+        base = self.sources.base
+        self._base = None if base is None else BaseModel(base, chats=self.sources.conversations is None)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """As far as the data reach."""
+        found = ["base"]
+        if self._seen.conversations or self._seen.votes:
+            found.append("sft")
+        if self._seen.votes:
+            found += ["reward", self.method]
+            if self._seen.second_votes:
+                found.append("second_reward")
+        return tuple(found)
+
+    @property
+    def exams(self) -> int:
+        """One for each model."""
+        return len(self.stages)
+
+    def identity(self) -> dict[str, Any]:
+        """Paths and hashes, and what the reader has set."""
+        chosen = {"size": self.size, "method": self.method, "skip_bad": self.skip_bad}
+        return {**self.sources.identity(), **chosen, **asdict(self.wishes)}
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of `own_recipe`."""
+        return self._recipe
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        text = sum(len(piece.encode()) for piece in self._seen.text)
+        talk = sum(len((said).encode()) for c in self._seen.conversations for turn in c.turns for said in turn)
+        shape = replace(SIZES[self.size].decoder, preset=self.preset)
+        if self._base is not None:
+            longest = self.wishes.context or shape.context_length
+            shape = self._base.shortened(longest).config
+            if longest > shape.context_length:
+                raise ValueError(
+                    f"the base model reads at most {shape.context_length} tokens: give --context at most that"
+                )
+        published = self._base is not None and self._base.published
+        amounts = Amounts(text, talk, len(questions_of(self._seen.votes)))
+        wishes = replace(self.wishes, context=None) if self._base is not None else self.wishes
+        return own_recipe(amounts, self.size, wishes, shape, published)
+
+    def learn_tokenizer(self, _seed: int, after_merge: Tick) -> Tokenizer:
+        """That of the base model, or one learned from text and conversations."""
+        if self._base is not None:
+            return self._base.tokenizer
+        texts = [*self._seen.text, *(said for c in self._seen.conversations for turn in c.turns for said in turn)]
+        size = vocabulary_size(sum(len(text.encode()) for text in texts), self.size, self.wishes)
+        return Tokenizer.train((f" {text}" for text in texts), size, after_merge)
+
+    def start(self) -> Decoder | None:
+        """The base model, if one is given."""
+        return None if self._base is None else self._base.shortened(self.recipe.decoder.context_length)
+
+    def pretraining_batches(self, tokenizer: Tokenizer, seed: int) -> Batches:
+        """Rows cut anywhere; at other places in each pass."""
+        tokens = documents_as_tokens(tokenizer, self._seen.text, 1 << 62)
+        return text_batches((tokens, tokens), self.recipe, seed)
+
+    def finetuning_batches(self, tokenizer: Tokenizer, seed: int) -> Batches:
+        """Conversations, and pieces of the text between them."""
+        return self._mixed(tokenizer, self.recipe, self.recipe.finetuning.steps, seed)
+
+    def replay(self, tokenizer: Tokenizer, seed: int) -> Batches:
+        """Conversations and text."""
+        rows = replace(self.recipe, batch_size=max(1, self.recipe.batch_size // 4))
+        return self._mixed(tokenizer, rows, 200, seed + 2)
+
+    def _mixed(self, tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> Batches:
+        talk = self._fitting(tokenizer, self._seen.conversations)
+        texts = [piece for text in self._seen.text for piece in pieces_of(text, PIECE // 2)]
+        count = (steps * recipe.batch_size + 1) * recipe.decoder.context_length + 1
+        stream = pack(
+            tokenizer, again(talk, seed), again(texts, seed + 1), recipe.replayed if talk else 1.0, count, seed
+        )
+        return text_batches(stream, recipe, seed, tokenizer.special[END_OF_TEXT])
+
+    def _fitting(self, tokenizer: Tokenizer, talk: Sequence[Conversation]) -> list[Sequence[Turn]]:
+        """Of each conversation the turns that fit into the context; nothing of those whose first does not."""
+        context, found = self.recipe.decoder.context_length, []
+        for conversation in talk:
+            turns = list(conversation.turns)
+            while turns and len(encode_conversation(tokenizer, turns)[0]) > context:
+                turns.pop()
+            if turns:
+                found.append(turns)
+        return found
+
+    def ballots(self, judge: str, _sft: Decoder, tokenizer: Tokenizer, _seed: int) -> Iterator[Ballot]:
+        """The answers to each question, and the votes on them."""
+        votes = self._seen.votes if judge == "reward" else self._seen.second_votes
+        return iter(self._as_ballots(votes, tokenizer))
+
+    def _as_ballots(self, votes: Sequence[Comparison], tokenizer: Tokenizer) -> list[Ballot]:
+        context, found = self.recipe.decoder.context_length, []
+        by_question: dict[Question, list[Comparison]] = {}
+        for vote in votes:
+            by_question.setdefault(vote.question, []).append(vote)
+        for question, compared in by_question.items():
+            texts = list(dict.fromkeys(text for vote in compared for text in (vote.chosen, vote.rejected)))
+            answers = [encode_answer(tokenizer, text) for text in texts]
+            prompt = self._encoded(tokenizer, question, context - max(map(len, answers)))
+            if prompt is not None:
+                pairs = [(texts.index(vote.chosen), texts.index(vote.rejected)) for vote in compared]
+                language: Literal["en", "zh"] = "zh" if re.search(r"[\u4e00-\u9fff]", question.text) else "en"
+                asked = Prompt(question.text, language, "own", (), history=question.history)
+                found.append(Ballot(asked, prompt, answers, pairs))
+        return found
+
+    def _encoded(self, tokenizer: Tokenizer, question: Question, room: int) -> list[int] | None:
+        """A question in the chat template; None if it does not fit."""
+        try:
+            return encode_prompt(tokenizer, question.text, question.history, room)
+        except ValueError:
+            return None
+
+    def _askable(self, tokenizer: Tokenizer, questions: Sequence[Question]) -> dict[Question, list[int]]:
+        room = room_for_prompt(self.recipe.decoder.context_length, self.recipe.ppo.max_new_tokens)
+        encoded = {question: self._encoded(tokenizer, question, room) for question in questions}
+        return {question: ids for question, ids in encoded.items() if ids is not None}
+
+    def prompts(self, tokenizer: Tokenizer) -> OwnPrompts:
+        """The prompts given, or the questions of the comparisons: those that fit."""
+        return OwnPrompts(list(self._askable(tokenizer, self._seen.prompts)))
+
+    def told(self, tokenizer: Tokenizer) -> str:
+        """What there is, what is left out, and how long it will take, for people; before anything is trained."""
+        recipe, shape = self.recipe, self.recipe.decoder
+        votes = [*self._seen.votes, *self._seen.second_votes]
+        fitting, asked = (
+            self._fitting(tokenizer, self._seen.conversations),
+            self._askable(tokenizer, self._seen.prompts),
+        )
+        lines = [*self._passed_over[:10]]
+        if len(self._passed_over) > 10:
+            lines.append(f"and {len(self._passed_over) - 10:,} more")
+        if self._passed_over:
+            lines.append(f"{len(self._passed_over):,} records are left out")
+        for name, short, all_of_them in (
+            ("conversations", len(fitting), len(self._seen.conversations)),
+            ("questions with votes", len(self._as_ballots(votes, tokenizer)), len(questions_of(votes))),
+            ("prompts", len(asked), len(self._seen.prompts)),
+        ):
+            if short < all_of_them:
+                lines.append(
+                    f"{all_of_them - short:,} of {all_of_them:,} {name} do not fit into {shape.context_length} tokens"
+                )
+                if not short:
+                    raise ValueError(
+                        f"none of the {name} fits into {shape.context_length} tokens: give a larger --context"
+                    )
+        amounts = (
+            f"{sum(map(len, self._seen.text)):,} characters of text, {len(self._seen.conversations):,} conversations"
+        )
+        lines.append(
+            f"to learn from: {amounts}, {len(self._seen.votes):,} comparisons, "
+            f"{len(self._seen.second_votes):,} for a second judge"
+        )
+        lines.append(
+            f"held out:      {len(self._held_out.text):,} pieces of text, {len(self._held_out.conversations):,} conversations, "
+            f"{len(self._held_out.votes):,} comparisons"
+        )
+        lines.append(
+            f"model:         {tokenizer.vocabulary_size:,} tokens, {shape.layers} layers {shape.width} wide, "
+            f"context of {shape.context_length}"
+        )
+        steps = f"{recipe.pretraining.steps:,} steps of pretraining, {recipe.finetuning.steps:,} of fine-tuning"
+        if "reward" in self.stages:
+            steps += f", {recipe.ppo.iterations:,} iterations of {self.method}" if self.method != "dpo" else ", dpo"
+        lines.append(f"training:      {steps}")
+        lines.append(f"about {timed(expected_seconds(recipe, tokenizer.vocabulary_size, self.stages))} on this machine")
+        return "\n".join(lines)
+
+    def score(self, tokenizer: Tokenizer, models: Models, seed: int, _part: Part, tick: Tick) -> dict[str, Any]:
+        """What can be said without a gold score, on what was held out; there is one part only."""
+        held_out = HeldOut(
+            self._held_out.text,
+            self._fitting(tokenizer, self._held_out.conversations),
+            self._as_ballots(self._held_out.votes, tokenizer),
+            list(self._askable(tokenizer, self._held_out.prompts).values()),
+        )
+        return own_scores(held_out, tokenizer, models, seed, self.recipe.ppo.max_new_tokens, tick)
+
+
+def curriculum_of(begun: Mapping[str, Any]) -> Curriculum:
+    """What a run learns from.
+
+    Args:
+        begun: the options of `train`, or the report of a run.
+
+    Raises:
+        FileNotFoundError: if data are not where they are said to be.
+        ValueError: if they cannot be used, or something is set that the atlas has no use for.
+    """
+    sources = {name: Path(begun[name]) for name in SOURCES if begun.get(name) is not None}
+    wishes = Wishes(**{name: begun.get(name) for name in SETTINGS})
+    method, size = begun.get("method") or "ppo", begun.get("size") or "minutes"
+    if sources:
+        return OwnCurriculum(Sources(**sources), method, size, begun["preset"], wishes, bool(begun.get("skip_bad")))
+    if wishes != Wishes() or (method, size) != ("ppo", "minutes"):
+        raise ValueError("method, size and numbers can be set for data of your own only: give --text or --base, too")
+    recipe = Recipe()
+    return AtlasCurriculum(replace(recipe, decoder=replace(recipe.decoder, preset=begun["preset"])))

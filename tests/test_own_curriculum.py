@@ -1,0 +1,259 @@
+"""Data of the reader's own: what is held out, what each stage gets, and the whole way from files to an aligned model."""
+
+import gzip
+import json
+import random
+
+import pytest
+import tokenizers
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptcore import own_sizes
+from gptcore.__main__ import main
+from gptcore.chain import Chain, evaluate_folder
+from gptcore.checkpoint import load_stage
+from gptcore.files import ASSETS
+from gptcore.own_curriculum import OwnCurriculum, curriculum_of
+from gptcore.own_data import read_comparisons, read_conversations
+from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
+from gptcore.own_sources import Divided, Sources
+from gptcore.pieces import divide, pieces_of, texts_of
+from gptcore.published import write_transformers
+
+MUSEUM = ASSETS / "museum"
+FEW = Wishes(steps=2, finetuning_steps=2, iterations=1, context=128, vocabulary=400)
+VOTES = 30
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A part of the museum, so small that a chain takes seconds."""
+    files = {}
+    for name, count in (("conversations", 30), ("comparisons", VOTES)):
+        files[name] = tmp_path / f"{name}.jsonl"
+        lines = (MUSEUM / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        files[name].write_text("".join(lines[:count]), encoding="utf-8")
+    files["text"] = tmp_path / "text.txt"
+    files["text"].write_text((MUSEUM / "text.txt").read_text(encoding="utf-8")[:9000], encoding="utf-8")
+    return files
+
+
+def options(sources, out, *more):
+    given = [word for name, path in sources.items() for word in (f"--{name}", str(path))]
+    few = ["--steps", "2", "--finetuning-steps", "2", "--iterations", "1", "--context", "128", "--vocabulary", "400"]
+    return ["gptcore", "train", *given, *few, "--out", str(out), *more]
+
+
+def said(monkeypatch, capsys, arguments):
+    """What the command line prints, and with what it ends."""
+    monkeypatch.setattr("sys.argv", arguments)
+    end = None
+    try:
+        main()
+    except SystemExit as error:
+        end = error.code
+    return capsys.readouterr(), end
+
+
+# --- Pieces --------------------------------------------------------------------------------------
+
+
+@given(st.text(alphabet="ab。. \n", max_size=200), st.integers(5, 40))
+def test_pieces_hold_the_whole_text_in_its_order_and_none_is_too_long(text, length):
+    pieces = pieces_of(text, length)
+    assert all(0 < len(piece) <= length for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+
+
+def test_a_text_is_cut_after_paragraphs_where_they_are_short_enough():
+    assert pieces_of("one two\n\nthree four\n\nfive", 22) == ["one two\n\nthree four", "five"]
+    assert pieces_of("First one. Second one. Third.", 12) == ["First one.", "Second one.", "Third."]
+    assert pieces_of("第一句。第二句。", 5) == ["第一句。", "第二句。"]
+
+
+@given(st.integers(0, 120))
+def test_a_tenth_is_held_out_and_nothing_is_in_both_parts(count):
+    seen, held_out = divide(range(count), "x")
+    assert len(held_out) == count // 10
+    assert sorted([*seen, *held_out]) == list(range(count))
+    assert seen == sorted(seen)
+
+
+def test_a_folder_gives_its_texts_in_the_order_of_their_names(tmp_path):
+    for name, text in (("b.md", "second"), ("a.txt", "first"), ("c.csv", "not a text")):
+        (tmp_path / name).write_text(text)
+    assert texts_of(tmp_path) == ["first", "second"]
+    (tmp_path / "only").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no file that ends in \.txt or \.md"):
+        texts_of(tmp_path / "only")
+
+
+# --- Sources and sizes ---------------------------------------------------------------------------
+
+
+def test_no_question_with_votes_is_in_two_of_the_three_parts(sources):
+    read = Divided(Sources(**sources), skip_bad=False)
+    parts = [read.seen.votes, read.seen.second_votes, read.held_out.votes]
+    questions = [{vote.question for vote in part} for part in parts]
+    assert sum(map(len, parts)) == VOTES
+    assert not questions[0] & questions[1] | questions[0] & questions[2] | questions[1] & questions[2]
+    assert len(parts[0]) > len(parts[1]) > len(parts[2]) > 0
+    assert set(read.seen.prompts) == questions[0] | questions[1]
+    assert set(read.held_out.prompts) == questions[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"conversations": "c"}, "needs a text"),
+        ({"text": "t", "prompts": "p"}, "needs --comparisons"),
+        ({"text": "t", "comparisons": "v"}, "only a model that answers"),
+    ],
+)
+def test_data_that_lead_nowhere_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Sources(**given)
+
+
+def test_the_chain_goes_as_far_as_the_data_reach(sources):
+    reached = []
+    given = {"text": sources["text"]}
+    for name in ("conversations", "comparisons"):
+        reached.append(OwnCurriculum(Sources(**given), wishes=FEW).stages)
+        given[name] = sources[name]
+    reached.append(OwnCurriculum(Sources(**given), "grpo", wishes=FEW).stages)
+    assert reached == [("base",), ("base", "sft"), ("base", "sft", "reward", "grpo", "second_reward")]
+
+
+def test_steps_follow_from_the_data_up_to_the_most_of_a_size_and_wishes_stand():
+    shape = own_sizes.SIZES["minutes"].decoder
+    row = 8 * 256 * 3  # bytes of a step
+    recipe = own_recipe(Amounts(row * 10, 0, 0), "minutes", Wishes(), shape, published=False)
+    assert recipe.pretraining.steps == 10 * own_sizes.TEXT_PASSES
+    assert recipe.finetuning.steps == 0
+    assert own_recipe(Amounts(10**9, 1, 1), "minutes", Wishes(), shape, False).pretraining.steps == 800
+    assert own_recipe(Amounts(1, 1, 1), "minutes", FEW, shape, False).pretraining.steps == 2
+    assert vocabulary_size(100_000, "minutes", Wishes()) == 1024
+    assert vocabulary_size(10**9, "minutes", Wishes()) == 4096
+    assert vocabulary_size(1, "minutes", FEW) == 400
+
+
+def test_numbers_for_data_of_ones_own_mean_nothing_to_the_atlas():
+    with pytest.raises(ValueError, match="give --text or --base"):
+        curriculum_of({"preset": "llama", "steps": 3})
+
+
+def test_the_museum_can_be_used_whole():
+    conversations = read_conversations(MUSEUM / "conversations.jsonl")
+    comparisons = read_comparisons(MUSEUM / "comparisons.jsonl")
+    assert not conversations.problems
+    assert not comparisons.problems
+    assert len(conversations.items) >= 200
+    assert len(comparisons.items) >= 190
+    assert {vote.voter for vote in comparisons.items} == {"anna", "ben", "chen"}
+    for language in (str.isascii, lambda text: not text.isascii()):
+        assert sum(language(talk.turns[0][0]) for talk in conversations.items) > 60
+
+
+# --- The whole way -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_every_stage_is_trained_scored_and_reported(sources, tmp_path, method):
+    run = Chain(tmp_path / "out", curriculum=OwnCurriculum(Sources(**sources), method, wishes=FEW), progress=False)
+    report = run.run()
+    assert report["models"] == ["base", "sft", "reward", method, "second_reward"]
+    expected = {"base_bits_per_byte", "sft_perplexity", "sft_bleu", "reward_vote_accuracy", f"{method}_kl"}
+    expected |= {f"{method}_win_rate_{judge}" for judge in ("reward", "second_reward")}
+    assert expected <= report["scores"].keys()
+    assert all({"prompt", "sft", method} == sample.keys() for sample in report["samples"])
+    assert evaluate_folder(tmp_path / "out")["scores"] == report["scores"]
+    again = Chain(tmp_path / "out", curriculum=OwnCurriculum(Sources(**sources), method, wishes=FEW), progress=False)
+    assert again.run(resume=True)["scores"] == report["scores"]
+
+
+def random_base(folder, family):
+    """A small model of transformers with random weights, and a tokenizer of its own."""
+    library = tokenizers.ByteLevelBPETokenizer()
+    library.train_from_iterator([(MUSEUM / "text.txt").read_text(encoding="utf-8")], 500, special_tokens=["<|eot|>"])
+    folder.mkdir()
+    library.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(3)
+    if family == "gpt2":
+        shape = {"n_positions": 160, "n_embd": 32, "n_layer": 2, "n_head": 2}
+        config = transformers.GPT2Config(vocab_size=500, eos_token_id=0, **shape)
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = transformers.LlamaConfig(vocab_size=500, num_key_value_heads=1, eos_token_id=0, **shape)
+        model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_published_base_model_goes_through_every_stage_and_comes_out_as_a_folder_of_transformers(
+    sources, tmp_path, family
+):
+    base = random_base(tmp_path / "published", family)
+    few = Wishes(finetuning_steps=2, iterations=1, context=128)
+    given = Sources(sources["text"], sources["conversations"], sources["comparisons"], base=base)
+    report = Chain(tmp_path / "out", curriculum=OwnCurriculum(given, wishes=few), progress=False).run()
+    assert report["models"] == ["base", "sft", "reward", "ppo", "second_reward"]
+    model, tokenizer = load_stage("ppo", tmp_path / "out")
+    write_transformers(tmp_path / "export", model, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    ids = torch.tensor([tokenizer.encode("Where is the lighthouse lamp?")])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model.float().cpu()(ids), rtol=0, atol=1e-3)
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def test_one_command_trains_on_ones_own_data_and_says_before_what_it_will_do(sources, tmp_path, monkeypatch, capsys):
+    output, end = said(monkeypatch, capsys, options(sources, tmp_path / "out"))
+    assert end is None
+    for told in ("to learn from:", "27 conversations", "held out:", "400 tokens", "2 steps of pretraining", "about "):
+        assert told in output.err
+    assert "ppo_win_rate_second_reward" in output.out
+    assert "Talk to it:" in output.out
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--seed", "1", "--resume"))
+    assert "holds a run with seed 0, not 1" in end
+
+
+def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(sources, tmp_path, monkeypatch, capsys):
+    with sources["conversations"].open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "user", "content": "no answer"}]}\n{"messages": 3}\n')
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out"))
+    assert "31" in end
+    assert "is not answered" in end
+    assert "32" in end
+    assert not (tmp_path / "out").exists()
+    output, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--skip-bad"))
+    assert end is None
+    assert "2 records are left out" in output.err
+
+
+def test_data_that_changed_are_not_gone_on_with(sources, tmp_path, monkeypatch, capsys):
+    said(monkeypatch, capsys, options(sources, tmp_path / "out"))
+    lines = sources["comparisons"].read_text(encoding="utf-8").splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    sources["comparisons"].write_text("".join(lines), encoding="utf-8")
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--resume"))
+    assert "has changed since the run" in end
+
+
+def test_a_gzipped_list_of_another_format_does_as_well(sources, tmp_path, monkeypatch, capsys):
+    alpaca = [
+        {"instruction": talk.turns[0][0], "input": "", "output": talk.turns[0][1]}
+        for talk in read_conversations(sources["conversations"]).items
+    ]
+    sources["conversations"] = tmp_path / "alpaca.json.gz"
+    sources["conversations"].write_bytes(gzip.compress(json.dumps(alpaca).encode()))
+    output, end = said(monkeypatch, capsys, options(sources, tmp_path / "out"))
+    assert end is None
+    assert "27 conversations" in output.err
