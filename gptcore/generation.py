@@ -181,7 +181,7 @@ def generate_together(
     generator: torch.Generator,
 ) -> list[list[int]]:
     """`generate`, shared by all processes; the answers are the same, however many there are."""
-    noise = torch.rand(len(prompts), config.max_new_tokens, generator=generator, device="cpu")
+    noise = torch.rand(len(prompts), config.max_new_tokens, generator=generator, dtype=torch.float32, device="cpu")
 
     def answer(rows: Sequence[int]) -> list[list[int]]:
         return generate(model, [prompts[i] for i in rows], config, stop_token, noise=noise[list(rows)])
