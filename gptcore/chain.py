@@ -215,6 +215,7 @@ class Chain(Interruptible):
             shared = {
                 name: getattr(config, name) for name in ("iterations", "minibatch_size", "max_new_tokens", "seed")
             }
+            shared |= {"rate": config.policy_rate, "kl_coefficient": config.kl_coefficient}  # a base model's are small
             groups = GroupConfig(rollout_prompts=max(1, config.rollout_size // GroupConfig.group_size), **shared)
             loop: PPO | GroupPolicyGradient = GroupPolicyGradient(*parts, groups, replay)
         else:

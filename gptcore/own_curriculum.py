@@ -99,12 +99,12 @@ class OwnCurriculum:
     @property
     def recipe(self) -> Recipe:
         """That of `own_recipe`."""
-        return self._recipe
+        return self._recipe  # a cached property is no property to pyright
 
     @cached_property
     def _recipe(self) -> Recipe:
         text = sum(len(piece.encode()) for piece in self._seen.text)
-        talk = sum(len((said).encode()) for c in self._seen.conversations for turn in c.turns for said in turn)
+        talk = sum(len(said.encode()) for c in self._seen.conversations for turn in c.turns for said in turn)
         shape = replace(SIZES[self.size].decoder, preset=self.preset)
         if self._base is not None:
             longest = self.wishes.context or shape.context_length
@@ -275,7 +275,7 @@ def curriculum_of(begun: Mapping[str, Any]) -> Curriculum:
     method, size = begun.get("method") or "ppo", begun.get("size") or "minutes"
     if sources:
         return OwnCurriculum(Sources(**sources), method, size, begun["preset"], wishes, bool(begun.get("skip_bad")))
-    if wishes != Wishes() or (method, size) != ("ppo", "minutes"):
-        raise ValueError("method, size and numbers can be set for data of your own only: give --text or --base, too")
+    if wishes != Wishes() or (method, size) != ("ppo", "minutes") or begun.get("skip_bad"):
+        raise ValueError("such options are for data of your own: give --text or --base, too")
     recipe = Recipe()
     return AtlasCurriculum(replace(recipe, decoder=replace(recipe.decoder, preset=begun["preset"])))

@@ -59,7 +59,7 @@ def own_scores(
     models: Mapping[str, Any],
     seed: int,
     max_new_tokens: int,
-    after_exam: Callable[[], object] = lambda: None,
+    after_exam: Callable[[], object],
 ) -> dict[str, Any]:
     """Let the models of all stages sit their exams.
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -22,6 +23,8 @@ from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
 from gptcore.own_sources import Divided, Sources
 from gptcore.pieces import divide, pieces_of, texts_of
 from gptcore.published import write_transformers
+from gptcore.reward import RewardModel
+from gptcore.tokenizer import ASSISTANT
 
 MUSEUM = ASSETS / "museum"
 FEW = Wishes(steps=2, finetuning_steps=2, iterations=1, context=128, vocabulary=400)
@@ -144,6 +147,8 @@ def test_steps_follow_from_the_data_up_to_the_most_of_a_size_and_wishes_stand():
 def test_numbers_for_data_of_ones_own_mean_nothing_to_the_atlas():
     with pytest.raises(ValueError, match="give --text or --base"):
         curriculum_of({"preset": "llama", "steps": 3})
+    with pytest.raises(ValueError, match="give --text or --base"):
+        curriculum_of({"preset": "llama", "skip_bad": True})
 
 
 def test_the_museum_can_be_used_whole():
@@ -192,6 +197,20 @@ def random_base(folder, family):
         model = transformers.LlamaForCausalLM(config)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo"])
+def test_a_published_model_takes_small_steps_whatever_the_method(sources, tmp_path, monkeypatch, method):
+    given = Sources(sources["text"], sources["conversations"], sources["comparisons"])
+    curriculum = OwnCurriculum(replace(given, base=random_base(tmp_path / "published", "llama")), method, wishes=FEW)
+    seen = []
+    monkeypatch.setattr(Chain, "run_resumably", lambda self, stage, worker, total: seen.append(worker))
+    model, tokenizer = curriculum.start(), curriculum.learn_tokenizer(0, lambda: None)
+    judge = RewardModel(model, tokenizer.special[ASSISTANT])
+    Chain(tmp_path / "out", curriculum=curriculum)._align(method, tokenizer, model, judge)
+    config = seen[0].config
+    assert (config.policy_rate if method == "ppo" else config.rate) == 1e-5
+    assert config.kl_coefficient == 0.1
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
