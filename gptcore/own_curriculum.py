@@ -3,11 +3,11 @@
 Any part may be left out, and the chain goes as far as the data reach: text gives a base model, conversations a fine-tuned
 one, comparisons a reward model and a policy. Sizes and steps follow from the data (`own_sizes`). A tenth of everything is
 held out for the exams (`own_exam`); they have no gold score, but a second judge, trained on other votes, which shows when
-the policy has learned to please the first one only. No chapter uses it yet.
+the policy has learned to please the first one only. Tried in
+notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -25,8 +25,9 @@ from gptcore.own_data import Comparison, Conversation, Question
 from gptcore.own_exam import HeldOut, own_scores
 from gptcore.own_sizes import SIZES, Amounts, Size, Wishes, expected_seconds, own_recipe, timed, vocabulary_size
 from gptcore.own_sources import PIECE, Divided, Sources, questions_of
+from gptcore.own_votes import prompt_of
 from gptcore.pieces import again, pieces_of
-from gptcore.questions import Part, Prompt
+from gptcore.questions import Part
 from gptcore.recipe import Recipe, text_batches
 from gptcore.runs import SETTINGS, SOURCES
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
@@ -71,6 +72,7 @@ class OwnCurriculum:
     def __post_init__(self) -> None:
         read = Divided(self.sources, self.skip_bad)
         self._seen, self._held_out, self._passed_over = read.seen, read.held_out, read.passed_over
+        self._voters = read.voters
         base = self.sources.base
         self._base = None if base is None else BaseModel(base, chats=self.sources.conversations is None)
 
@@ -180,9 +182,7 @@ class OwnCurriculum:
             prompt = self._encoded(tokenizer, question, context - max(map(len, answers)))
             if prompt is not None:
                 pairs = [(texts.index(vote.chosen), texts.index(vote.rejected)) for vote in compared]
-                language: Literal["en", "zh"] = "zh" if re.search(r"[\u4e00-\u9fff]", question.text) else "en"
-                asked = Prompt(question.text, language, "own", (), history=question.history)
-                found.append(Ballot(asked, prompt, answers, pairs))
+                found.append(Ballot(prompt_of(question), prompt, answers, pairs))
         return found
 
     def _encoded(self, tokenizer: Tokenizer, question: Question, room: int) -> list[int] | None:
@@ -238,6 +238,7 @@ class OwnCurriculum:
             f"held out:      {len(self._held_out.text):,} pieces of text, {len(self._held_out.conversations):,} conversations, "
             f"{len(self._held_out.votes):,} comparisons"
         )
+        lines += self._voters
         lines.append(
             f"model:         {tokenizer.vocabulary_size:,} tokens, {shape.layers} layers {shape.width} wide, "
             f"context of {shape.context_length}"

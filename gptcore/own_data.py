@@ -9,9 +9,11 @@ is installed:
   beginning of both (HH-RLHF: `\\n\\nHuman: ...\\n\\nAssistant: ...`);
 - prompts: one `prompt` (or any of the above without its answers) a record, or a plain text with one a line.
 
-What is wrong with a record is told with file and number, before anything is trained. No chapter uses it yet.
+What is wrong with a record is told with file and number, before anything is trained. Tried in
+notebooks/13_your_own_chatgpt.ipynb.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gptcore.chat_template import Turn
+from gptcore.files import write_whole
 from gptcore.records import BadDataError, Problem, files_of, records_of
 
 # --- What is read --------------------------------------------------------------------------------
@@ -295,3 +298,20 @@ def read_comparisons(path: str | Path, skip_bad: bool = False) -> Read[Compariso
 def read_prompts(path: str | Path, skip_bad: bool = False) -> Read[Question]:
     """Prompts from a file or all files of a folder; arguments and errors as for `read_conversations`."""
     return _read(path, _as_question, skip_bad)
+
+
+def write_comparisons(path: str | Path, comparisons: Sequence[Comparison]) -> None:
+    """Write votes as `read_comparisons` reads them, a line each, all or nothing.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lines = []
+    for question, chosen, rejected, voter in comparisons:
+        prompt: Any = question.text
+        if question.history:
+            said = [message for turn in question.history for message in turn] + [question.text]
+            prompt = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)]
+        record = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"voter": voter} if voter else {})
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(Path(path), "".join(lines))

@@ -1,6 +1,7 @@
 """Data of the reader's own: where they lie, and what they hold once they are read, divided into learned and held out.
 
-A tenth of everything is held out. `own_data` knows the formats; `own_curriculum` makes batches. No chapter uses it yet.
+A tenth of everything is held out. `own_data` knows the formats; `own_curriculum` makes batches. Tried in
+notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from gptcore.own_data import (
     read_conversations,
     read_prompts,
 )
+from gptcore.own_votes import tally
 from gptcore.pieces import divide, pieces_of, texts_of
 from gptcore.runs import SOURCES
 
@@ -115,7 +117,10 @@ class Divided:
         self.seen.text, self.held_out.text = divide(pieces, "text")
         talk = self._read(read_conversations, sources.conversations)
         self.seen.conversations, self.held_out.conversations = divide(talk, "conversations")
-        self._divide_votes(self._read(read_comparisons, sources.comparisons))
+        votes = tally(self._read(read_comparisons, sources.comparisons))
+        self.voters = votes.told()
+        """What to know about who voted."""
+        self._divide_votes(votes.votes)
         self.seen.prompts, self.held_out.prompts = divide(self._read(read_prompts, sources.prompts), "prompts")
         if sources.prompts is None:
             for part in (self.seen, self.held_out):

@@ -20,6 +20,8 @@ from collections import Counter
 import pytest
 from lab import CHROMIUM, ROOT, TOKEN, Error, expect, jupyter_lab, opened, sync_playwright, write_notebook
 
+from gptcore.own_data import read_comparisons
+
 SCREENSHOTS = ROOT / "runs" / "screenshots"
 REQUIRED = os.environ.get("GPTCORE_BROWSER") == "required"
 
@@ -52,7 +54,7 @@ CELLS = [
     "from gptcore.ballots import Ballot\n"
     "pairs = [Ballot(p, encode_prompt(tokenizer, p.question), [encode_answer(tokenizer, t) for t in (p.references[0], "
     "'Bananas.')], []) for p in fact_prompts('train', 'en', 'train')[:3]]\n"
-    "voting = PreferenceLabels(pairs, tokenizer, 'votes.json')\nvoting",
+    "voting = PreferenceLabels(pairs, tokenizer, 'votes.jsonl')\nvoting",
     "from gptcore.ppo import PPOConfig\n"
     "PPOLab('lab.json', PPOConfig(iterations=2, rollout_size=8, minibatch_size=4, value_iterations=0))",
     "head_view(sft, tokenizer, 'The capital of Peru is Lima.')",
@@ -387,8 +389,8 @@ def test_labelling_by_keyboard_and_mouse_saves_each_vote_and_shows_agreement(pag
     cells = page.locator(".jp-CodeCell").count()
     root.get_by_role("button", name="left answer").click()
     expect(root).to_contain_text("1 of 3 compared")
-    votes = notebooks / "votes.json"
-    assert list(json.loads(votes.read_text()).values()) == ["left"]
+    votes = notebooks / "votes.jsonl"
+    assert [vote.rejected for vote in read_comparisons(votes).items] == ["Bananas."]
     root.focus()
     page.keyboard.press("2")
     expect(root).to_contain_text("2 of 3 compared")
@@ -402,7 +404,7 @@ def test_labelling_by_keyboard_and_mouse_saves_each_vote_and_shows_agreement(pag
     page.keyboard.press("ArrowRight")
     expect(root).to_contain_text("All compared")
     expect(root).to_contain_text("66.7 % of 3 pairs")
-    assert list(json.loads(votes.read_text()).values()) == ["left", "left", "right"]
+    assert [vote.chosen == "Bananas." for vote in read_comparisons(votes).items] == [False, False, True]
     click = "[...root.querySelectorAll('button')].find((b) => b.textContent.startsWith('{}')).click()"
     reaction(page, root, "labelling: undo and vote", [click.format(word) for word in ("Undo", "left") * 4])
 

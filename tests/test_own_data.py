@@ -16,6 +16,7 @@ from gptcore.own_data import (
     read_comparisons,
     read_conversations,
     read_prompts,
+    write_comparisons,
 )
 from gptcore.records import BadDataError
 
@@ -280,3 +281,16 @@ def test_whatever_stands_in_a_record_it_is_read_or_said_to_be_wrong(tmp_path_fac
     for read in (read_conversations, read_comparisons, read_prompts):
         with suppress(BadDataError):
             assert len(read(path).items) == 1
+
+
+TEXT = st.text(max_size=8, alphabet=st.characters(codec="utf-8")).map(lambda text: f"a{text}b")
+TURNS = st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(votes=st.lists(st.tuples(TEXT, TURNS, st.lists(TEXT, min_size=2, max_size=2, unique=True), TEXT | st.just("")), min_size=1, max_size=4))  # fmt: skip
+def test_votes_are_read_as_they_were_written(tmp_path_factory, votes):
+    path = tmp_path_factory.mktemp("votes") / "votes.jsonl"
+    written_votes = [Comparison(Question(text, turns), *answers, voter) for text, turns, answers, voter in votes]
+    write_comparisons(path, written_votes)
+    assert read_comparisons(path).items == written_votes

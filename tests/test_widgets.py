@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -17,11 +18,12 @@ from torch import nn
 from gptcore.attention import causal_mask
 from gptcore.ballots import Ballot
 from gptcore.bpe import learn_merges
-from gptcore.chat_template import encode_answer, encode_conversation, encode_prompt
+from gptcore.chat_template import decode_answer, encode_answer, encode_conversation, encode_prompt
 from gptcore.checkpoint import SHIPPED
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.generation import SamplingConfig, next_token_probabilities
 from gptcore.loss import IGNORED
+from gptcore.own_data import Question, read_comparisons
 from gptcore.questions import Prompt, fact_prompts
 from gptcore.reward import RewardModel
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, Tokenizer
@@ -206,7 +208,7 @@ def every_view(tokenizer, tmp_path, text="The capital of Peru is Lima."):
         MaskInspector(tokenizer, [(text, text)]),
         PipelineMap(SHIPPED / "report.json"),
         ChatWindow(model, tokenizer, opening=[text[:20]] if text.strip() else []),
-        PreferenceLabels([pair], tokenizer, tmp_path / "votes.json"),
+        PreferenceLabels([pair], tokenizer, tmp_path / "votes.jsonl"),
         PPOLab(tmp_path / "none.json"),
     ]
 
@@ -721,27 +723,78 @@ def pairs(tokenizer) -> list[Ballot]:
     return found
 
 
-def test_votes_are_saved_at_once_and_found_again(tokenizer, pairs, tmp_path):
-    path = tmp_path / "runs" / "votes.json"
-    view = PreferenceLabels(pairs, tokenizer, path)
+def test_votes_are_saved_at_once_as_comparisons_and_found_again(tokenizer, pairs, tmp_path):
+    path = tmp_path / "runs" / "votes.jsonl"
+    written = [[decode_answer(tokenizer, ids) for ids in pair.answers] for pair in pairs]
+
+    def saved() -> list[tuple[str, str, str, str]]:
+        return [(vote.question.text, *vote[1:]) for vote in read_comparisons(path).items]
+
+    def line(number: int, winner: int, voter: str) -> tuple[str, str, str, str]:
+        return pairs[number].prompt.question, written[number][winner], written[number][1 - winner], voter
+
+    view = PreferenceLabels(pairs, tokenizer, path, "anna")
     ask(view, "vote", vote="left", number=0)
-    assert labels.load_votes(path, pairs) == {0: "left"}
+    assert saved() == [line(0, 0, "anna")]
     ask(view, "vote", vote="left", number=0)  # the same key twice
     assert view.data["done"] == 1
     ask(view, "vote", vote="right", number=1)
     ask(view, "undo")
-    assert labels.load_votes(path, pairs) == {0: "left"}
-    assert PreferenceLabels(pairs, tokenizer, path).data["done"] == 1
-    other = PreferenceLabels(pairs[::-1], tokenizer, path)  # in another order what was compared comes first
+    assert saved() == [line(0, 0, "anna")]
+    again = PreferenceLabels(pairs, tokenizer, path, "anna")
+    assert again.data["done"] == 1
+    other = PreferenceLabels(pairs[::-1], tokenizer, path, "anna")  # in another order what was compared comes first
     assert [ballot.prompt_ids for ballot in other.ballots()] == [pairs[0].prompt_ids]
     ask(other, "vote", vote="right", number=1)
-    assert labels.load_votes(path, pairs) == {0: "left", len(pairs) - 1: "right"}
+    assert saved() == [line(0, 0, "anna"), line(len(pairs) - 1, 1, "anna")]
+    ben = PreferenceLabels(pairs, tokenizer, path, "ben")  # who finds none of his own, and leaves hers
+    assert ben.data["done"] == 0
+    ask(ben, "vote", vote="right", number=0)
+    assert saved() == [line(0, 0, "anna"), line(len(pairs) - 1, 1, "anna"), line(0, 1, "ben")]
+    ask(ben, "undo")
+    ask(again, "undo")
+    assert saved() == [line(len(pairs) - 1, 1, "anna")]
     ask(view, "vote", vote="neither", number=1)
     assert "left, right or skipped" in view.error
 
 
+def test_all_votes_may_be_taken_back(tokenizer, pairs, tmp_path):
+    view = PreferenceLabels(pairs, tokenizer, tmp_path / "votes.jsonl")
+    ask(view, "vote", vote="left", number=0)
+    ask(view, "undo")
+    assert PreferenceLabels(pairs, tokenizer, tmp_path / "votes.jsonl").data["done"] == 0
+
+
+def test_votes_in_a_conversation_keep_what_was_said_before(tokenizer, pairs, tmp_path):
+    prompt = replace(pairs[0].prompt, history=(("Hello", "Hello."), ("Who are you?", "A model.")))
+    later = [replace(pairs[0], prompt=prompt)]
+    ask(PreferenceLabels(later, tokenizer, tmp_path / "votes.jsonl"), "vote", vote="left", number=0)
+    (vote,) = read_comparisons(tmp_path / "votes.jsonl").items
+    assert vote.question == Question(prompt.question, prompt.history)
+    assert PreferenceLabels(later, tokenizer, tmp_path / "votes.jsonl").data["done"] == 1
+
+
+def test_any_model_answers_own_questions_to_vote_on_and_no_gold_score_is_asked(tokenizer, tmp_path):
+    model = decoder(tokenizer)
+    pairs = labels.drawn_pairs(model, tokenizer, ["How high is the tower?", "塔有多高？"], seed=3)
+    assert [pair.prompt.language for pair in pairs] == ["en", "zh"]
+    assert all(pair.answers[0] != pair.answers[1] for pair in pairs)
+    again = labels.drawn_pairs(model, tokenizer, ["How high is the tower?", "塔有多高？"], seed=3)
+    assert [pair.answers for pair in again] == [pair.answers for pair in pairs]
+    view = PreferenceLabels(pairs, tokenizer, tmp_path / "votes.jsonl")
+    for number in range(2):
+        ask(view, "vote", vote="right", number=number)
+    assert view.data["own"]
+    assert view.data["agreement"] is None
+
+
+def test_a_vote_needs_a_voter(tokenizer, pairs):
+    with pytest.raises(ValueError, match="voter's name"):
+        PreferenceLabels(pairs, tokenizer, "votes.jsonl", " ")
+
+
 def test_decided_pairs_feed_the_reward_model_and_agree_with_gold_or_not(tokenizer, pairs, tmp_path):
-    view = PreferenceLabels(pairs, tokenizer, tmp_path / "votes.json")
+    view = PreferenceLabels(pairs, tokenizer, tmp_path / "votes.jsonl")
     for number, vote in enumerate(["left", "right", "skipped", "left"]):
         ask(view, "vote", vote=vote, number=number)
     assert [ballot.votes for ballot in view.ballots()] == [[(0, 1)], [(1, 0)], [(0, 1)]]
@@ -768,7 +821,7 @@ def test_pairs_read_differently_and_come_in_both_orders(tokenizer, pairs):
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"a": "b"}'])
 def test_a_file_of_something_else_is_not_overwritten(tokenizer, pairs, tmp_path, content):
-    path = tmp_path / "votes.json"
+    path = tmp_path / "votes.jsonl"
     path.write_text(content)
     with pytest.raises(ValueError, match="no file of votes"):
         PreferenceLabels(pairs, tokenizer, path)
@@ -777,7 +830,7 @@ def test_a_file_of_something_else_is_not_overwritten(tokenizer, pairs, tmp_path,
 
 def test_a_vote_that_cannot_be_saved_is_said(tokenizer, pairs, tmp_path):
     (tmp_path / "file").write_text("")
-    view = PreferenceLabels(pairs, tokenizer, tmp_path / "file" / "votes.json")
+    view = PreferenceLabels(pairs, tokenizer, tmp_path / "file" / "votes.jsonl")
     ask(view, "vote", vote="left", number=0)
     assert "not saved" in view.error
     assert view.data["done"] == 0

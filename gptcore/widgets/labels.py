@@ -1,10 +1,10 @@
 """Preference labelling: the reader compares pairs of answers, as the people do behind a reward model.
 
-Each vote is saved at once. The votes are ballots like those of the simulated voters: the same reward
-model learns from them, and at the end the reader sees how often the two agree.
+Each vote is saved at once, as a line that `train --comparisons` reads, with the name of who voted. The votes are ballots
+like those of the simulated voters: the same reward model learns from them, and at the end the reader sees how often the two
+agree.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -12,24 +12,66 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptcore.ballots import Ballot
-from gptcore.chat_template import decode_answer
+from gptcore.chat_template import decode_answer, encode_prompt, room_for_prompt
+from gptcore.decoder import Decoder
 from gptcore.evaluation import Share, share
-from gptcore.files import RUNS, write_whole
+from gptcore.files import RUNS
+from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.tokenizer import Tokenizer
+from gptcore.own_data import Comparison, Question, read_comparisons, write_comparisons
+from gptcore.own_votes import Pair, pair_of, prompt_of
+from gptcore.records import BadDataError
+from gptcore.tokenizer import END, Tokenizer
+from gptcore.training import generator_for
 from gptcore.widgets._view import View, picture_of_lines, script
 
 Vote = Literal["left", "right", "skipped"]
-VOTES = RUNS / "votes.json"
+VOTES = RUNS / "votes.jsonl"
 """Where the reader's votes are kept, by default."""
 
 
+def drawn_pairs(
+    model: Decoder, tokenizer: Tokenizer, questions: Sequence[Question | str], seed: int = 0
+) -> list[Ballot]:
+    """Ballots of two answers that a model has drawn at temperature 1, to vote on.
+
+    Args:
+        model: any that answers.
+        tokenizer: its tokenizer.
+        questions: what is asked, each once.
+        seed: of the draws.
+
+    Returns:
+        fewer ballots than questions, where both answers read alike or one is empty.
+
+    Raises:
+        ValueError: if a question does not fit into the context.
+    """
+    sampling = SamplingConfig()
+    room = room_for_prompt(model.config.context_length, sampling.max_new_tokens)
+    asked = [Question(question) if isinstance(question, str) else question for question in questions]
+    prompts = [encode_prompt(tokenizer, question.text, question.history, room) for question in asked]
+    drawn = generate(model, prompts * 2, sampling, tokenizer.special[END], generator_for(seed))
+    ballots = [
+        Ballot(prompt_of(question), ids, [drawn[number], drawn[number + len(asked)]], [])
+        for number, (question, ids) in enumerate(zip(asked, prompts, strict=True))
+    ]
+    return single_pairs(ballots, tokenizer, len(ballots))
+
+
 def single_pairs(ballots: Sequence[Ballot], tokenizer: Tokenizer, count: int) -> list[Ballot]:
-    """Ballots of two answers that read differently, one from each ballot, in turn a different pair of its answers."""
+    """Ballots of two answers that read differently, one from each ballot, in turn a different pair of its answers.
+
+    Of an empty answer nothing can be said in the file of votes, so none is shown.
+    """
     found: list[Ballot] = []
     for number, ballot in enumerate(ballots):
         texts = [decode_answer(tokenizer, ids) for ids in ballot.answers]
-        pairs = [pair for pair in combinations(range(len(texts)), 2) if texts[pair[0]] != texts[pair[1]]]
+        pairs = [
+            pair
+            for pair in combinations([i for i, text in enumerate(texts) if text], 2)
+            if texts[pair[0]] != texts[pair[1]]
+        ]
         if pairs and len(found) < count:
             a, b = pairs[number % len(pairs)]
             if number % 2:  # the written answers come last: they shall not always stand on the right
@@ -48,55 +90,45 @@ def voted(pairs: Sequence[Ballot], votes: Sequence[Vote]) -> list[Ballot]:
 
 
 def agreement(ballots: Sequence[Ballot], tokenizer: Tokenizer) -> Share | None:
-    """How often the votes are for the answer with the higher gold score; ties do not count.
+    """How often the votes are for the answer with the higher gold score; ties do not count, nor do own questions.
 
     Returns:
         None if nothing counts.
     """
     right = []
     for ballot in ballots:
+        if ballot.prompt.task == "own":
+            continue
         scores = [gold_score(ballot.prompt, decode_answer(tokenizer, ids)) for ids in ballot.answers]
         right += [scores[winner] > scores[loser] for winner, loser in ballot.votes if scores[winner] != scores[loser]]
     return share(right) if right else None
 
 
-def save_votes(path: Path, pairs: Sequence[Ballot], votes: Sequence[Vote]) -> None:
-    """Write the votes, all or nothing; those on other pairs that the file holds are kept.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    kept = _read(path)
-    for pair in pairs:
-        kept.pop(_key(pair), None)
-    kept |= {_key(pair): vote for pair, vote in zip(pairs, votes, strict=False)}
-    write_whole(path, json.dumps(kept, indent=0))
+def _question_of(ballot: Ballot) -> Question:
+    return Question(ballot.prompt.question.strip(), ballot.prompt.history)
 
 
-def load_votes(path: Path, pairs: Sequence[Ballot]) -> dict[int, Vote]:
-    """The votes that a file holds on these pairs, by the number of the pair.
+def as_comparisons(ballots: Sequence[Ballot], tokenizer: Tokenizer, voter: str) -> list[Comparison]:
+    """The votes on some ballots, as `own_data` reads and writes them."""
+    return [
+        Comparison(
+            _question_of(ballot),
+            decode_answer(tokenizer, ballot.answers[winner]),
+            decode_answer(tokenizer, ballot.answers[loser]),
+            voter,
+        )
+        for ballot in ballots
+        for winner, loser in ballot.votes
+    ]
 
-    Raises:
-        ValueError: if the file holds something else.
-    """
-    kept = _read(path)
-    return {number: kept[_key(pair)] for number, pair in enumerate(pairs) if _key(pair) in kept}
 
-
-def _key(pair: Ballot) -> str:
-    return json.dumps([pair.prompt_ids, *pair.answers])
-
-
-def _read(path: Path) -> dict[str, Vote]:
-    if not path.exists():
-        return {}
+def _read(path: Path) -> list[Comparison]:
+    if not path.exists() or not path.stat().st_size:
+        return []
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no file of votes ({error}): move it away or choose another file") from error
-    if not isinstance(kept, dict) or not all(vote in ("left", "right", "skipped") for vote in kept.values()):
-        raise ValueError(f"{path} is no file of votes: move it away or choose another file")
-    return kept
+        return read_comparisons(path).items
+    except BadDataError as error:
+        raise ValueError(f"{path} is no file of votes ({error.problems[0]}): move it away or choose another") from error
 
 
 class PreferenceLabels(View):
@@ -105,20 +137,25 @@ class PreferenceLabels(View):
     Args:
         pairs: ballots of two answers, see `single_pairs`.
         tokenizer: of the answers.
-        path: where the votes are kept; votes on these pairs that it holds already count.
+        path: where the votes are kept; the voter's votes on these pairs that it holds already count, and all others stay.
+        voter: the name of who votes.
 
     Raises:
-        ValueError: if there are no pairs.
+        ValueError: if there are no pairs, no name, or the file holds something else.
     """
 
     _esm = script("labels")
     title = "Preference labelling"
 
-    def __init__(self, pairs: Sequence[Ballot], tokenizer: Tokenizer, path: str | Path = VOTES) -> None:
+    def __init__(
+        self, pairs: Sequence[Ballot], tokenizer: Tokenizer, path: str | Path = VOTES, voter: str = "me"
+    ) -> None:
         if not pairs:
             raise ValueError("there is nothing to compare: give at least one pair of answers")
-        self.tokenizer, self.path = tokenizer, Path(path)
-        given = load_votes(self.path, pairs)
+        if not voter.strip():
+            raise ValueError("a vote needs somebody whose it is: give a voter's name")
+        self.tokenizer, self.path, self.voter = tokenizer, Path(path), voter.strip()
+        given = self._given(pairs)
         # Those that were compared before come first.
         self.pairs = [pairs[i] for i in given] + [pair for i, pair in enumerate(pairs) if i not in given]
         self.votes: list[Vote] = list(given.values())
@@ -140,9 +177,29 @@ class PreferenceLabels(View):
         """Take the last vote back."""
         self._set(self.votes[:-1])
 
+    def _pair(self, ballot: Ballot) -> Pair:
+        texts = frozenset(decode_answer(self.tokenizer, ids) for ids in ballot.answers)
+        return _question_of(ballot), texts
+
+    def _given(self, pairs: Sequence[Ballot]) -> dict[int, Vote]:
+        """The voter's votes that the file holds on these pairs, by the number of the pair."""
+        chosen = {pair_of(vote): vote.chosen for vote in _read(self.path) if vote.voter == self.voter}
+        found: dict[int, Vote] = {}
+        for number, ballot in enumerate(pairs):
+            if (winner := chosen.get(self._pair(ballot))) is not None:
+                found[number] = "left" if winner == decode_answer(self.tokenizer, ballot.answers[0]) else "right"
+        return found
+
+    def _save(self, votes: Sequence[Vote]) -> None:
+        """Write the votes, all or nothing; those that another view has written meanwhile stay."""
+        mine = {self._pair(ballot) for ballot in self.pairs[: max(len(votes), len(self.votes))]}
+        kept = [vote for vote in _read(self.path) if vote.voter != self.voter or pair_of(vote) not in mine]
+        now = as_comparisons(voted(self.pairs, votes), self.tokenizer, self.voter)
+        write_comparisons(self.path, [*kept, *now])
+
     def _set(self, votes: list[Vote]) -> None:
         try:
-            save_votes(self.path, self.pairs, votes)
+            self._save(votes)
         except OSError as error:
             raise ValueError(f"the vote was not saved: {error}") from error
         self.votes = votes
@@ -157,6 +214,7 @@ class PreferenceLabels(View):
             shown["answers"] = [decode_answer(self.tokenizer, ids) for ids in pair.answers]
         else:
             agreed = agreement(self.ballots(), self.tokenizer)
+            shown["own"] = all(pair.prompt.task == "own" for pair in self.pairs)
             shown["skipped"] = self.votes.count("skipped")
             shown["agreement"] = agreed and [
                 round(agreed.value, 3),

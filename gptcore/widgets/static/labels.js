@@ -44,7 +44,9 @@ function render({ model, el }) {
       choices.replaceChildren();
       const [value, low, high, pairs] = data.agreement ?? [];
       result.textContent =
-        (data.agreement
+        (data.own
+          ? "No program can say which answers to questions of your own are better."
+          : data.agreement
           ? `You chose the answer that a program which knows the truth finds better in ${percent(value)} of ${pairs} pairs (95 % interval: ${percent(low)} to ${percent(high)}).`
           : "None of the pairs that you decided differ in truth or manners.") + ` ${data.skipped} skipped. Saved in ${data.path}.`;
     } else {

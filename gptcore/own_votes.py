@@ -1,0 +1,94 @@
+"""Votes of several people on the reader's own answers: what is said twice or both ways, and how far people agree.
+
+A class or a team votes each in a file of its own (`widgets.PreferenceLabels` writes them), and one reward model learns from
+the folder. Tried in notebooks/13_your_own_chatgpt.ipynb.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+from gptcore.evaluation import Share, share
+from gptcore.own_data import Comparison, Question
+from gptcore.questions import Prompt
+
+
+def prompt_of(question: Question) -> Prompt:
+    """A question of the reader's own, as voters are shown it."""
+    language: Literal["en", "zh"] = "zh" if re.search(r"[\u4e00-\u9fff]", question.text) else "en"
+    return Prompt(question.text, language, "own", (), history=question.history)
+
+
+Pair = tuple[Question, frozenset[str]]
+"""A question and two answers to it, whichever is better."""
+
+
+def pair_of(vote: Comparison) -> Pair:
+    """What was voted on."""
+    return vote.question, frozenset((vote.chosen, vote.rejected))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The votes that count, and what was found in all."""
+
+    votes: list[Comparison]
+    """Each voter's vote on a pair, once; none of a voter who preferred either answer."""
+    voters: Counter[str] = field(default_factory=Counter)
+    """Votes that count, by voter; those without a name are not here."""
+    doubles: Counter[str] = field(default_factory=Counter)
+    """Votes that repeat what the same voter said before, by voter."""
+    contradictions: Counter[str] = field(default_factory=Counter)
+    """Pairs of which one voter preferred now the one answer and now the other, by voter."""
+    agreement: Share | None = None
+    """How often two voters prefer the same answer of a pair; None if no two voted on the same."""
+
+    def told(self) -> list[str]:
+        """What to know about these votes, for people, a line each."""
+        lines = []
+        if len(self.voters) > 1:
+            most = ", ".join(f"{name} {count:,}" for name, count in self.voters.most_common(8))
+            others = len(self.voters) - 8
+            lines.append(f"voters:        {most}" + (f" and {others:,} more" if others > 0 else ""))
+        if self.agreement is not None:
+            found = self.agreement
+            lines.append(
+                f"agreement:     two voters prefer the same answer in {found.value:.0%} of {found.count:,} cases "
+                f"({found.low:.0%} to {found.high:.0%}); by chance it would be 50%"
+            )
+        for what, found_by in (
+            ("given twice, which count once", self.doubles),
+            ("for either answer of a pair, which do not count", self.contradictions),
+        ):
+            if found_by:
+                names = ", ".join(f"{name} {count:,}" for name, count in found_by.most_common(8))
+                lines.append(f"votes {what}: {names}")
+        return lines
+
+
+def tally(votes: Sequence[Comparison]) -> Tally:
+    """Count the votes of several people; votes without a voter's name may be anybody's, and all of them count."""
+    counted: list[Comparison] = []
+    doubles: Counter[str] = Counter()
+    by_voter: dict[tuple[str, Pair], list[Comparison]] = {}
+    for vote in votes:
+        by_voter.setdefault((vote.voter, pair_of(vote)), []).append(vote)
+    contradictions: Counter[str] = Counter()
+    for (voter, _), given in by_voter.items():
+        if not voter:
+            counted += given
+        elif len({vote.chosen for vote in given}) > 1:
+            contradictions[voter] += 1
+        else:
+            counted.append(given[0])
+            doubles[voter] += len(given) - 1
+    by_pair: dict[Pair, list[Comparison]] = {}
+    for vote in counted:
+        if vote.voter:
+            by_pair.setdefault(pair_of(vote), []).append(vote)
+    same = [a.chosen == b.chosen for given in by_pair.values() for a, b in combinations(given, 2)]
+    voters = Counter(vote.voter for vote in counted if vote.voter)
+    return Tally(counted, voters, +doubles, contradictions, share(same) if same else None)
