@@ -30,7 +30,7 @@ from gptcore.files import RUNS, write_whole
 
 __all__ = ["check", "hint", "progress", "require", "solution"]
 
-CHAPTERS = range(1, 13)
+CHAPTERS = range(1, 14)
 
 RECORD = RUNS / "exercises.json"
 """What the reader has solved."""

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gptcore.exercises", description="Exercises for a class.")
     commands = parser.add_subparsers(dest="command", required=True)
     assignment = commands.add_parser("assignment", help="write the exercises of some chapters as notebooks")
-    assignment.add_argument("chapters", type=int, nargs="+", metavar="CHAPTER", help="1 to 12")
+    assignment.add_argument("chapters", type=int, nargs="+", metavar="CHAPTER", help="1 to 13")
     assignment.add_argument("--out", type=Path, required=True, help="folder to write to")
     mark = commands.add_parser("mark", help="mark a folder of returned notebooks")
     mark.add_argument("folder", type=Path, help="with one folder, or one notebook, for each student")
