@@ -67,7 +67,7 @@ class Curriculum(Protocol):
         """Rows of conversations, in which only the answers are trained."""
         ...
 
-    def replay(self, tokenizer: Tokenizer, seed: int) -> Batches:
+    def replay(self, tokenizer: Tokenizer, seed: int) -> Batches | None:
         """Small batches of what was learned before, against forgetting."""
         ...
 

@@ -141,8 +141,10 @@ class OwnCurriculum:
         """Conversations, and pieces of the text between them."""
         return self._mixed(tokenizer, self.recipe, self.recipe.finetuning.steps, seed)
 
-    def replay(self, tokenizer: Tokenizer, seed: int) -> Batches:
-        """Conversations and text."""
+    def replay(self, tokenizer: Tokenizer, seed: int) -> Batches | None:
+        """Conversations and text; None where there is neither: a model that chats already, and votes."""
+        if not self._seen.conversations and not self._seen.text:
+            return None
         rows = replace(self.recipe, batch_size=max(1, self.recipe.batch_size // 4))
         return self._mixed(tokenizer, rows, 200, seed + 2)
 

@@ -180,6 +180,19 @@ def test_every_stage_is_trained_scored_and_reported(sources, tmp_path, method):
     assert again.run(resume=True)["scores"] == report["scores"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_more_votes_alone_teach_a_model_of_an_earlier_run(sources, tmp_path, method):
+    del sources["comparisons"]
+    Chain(tmp_path / "talks", 0, OwnCurriculum(Sources(**sources), wishes=FEW), False).run()
+    votes = Sources(comparisons=MUSEUM / "comparisons.jsonl", base=tmp_path / "talks")
+    curriculum = OwnCurriculum(votes, method, wishes=Wishes(iterations=1))
+    report = Chain(tmp_path / "votes", 0, curriculum, False).run()
+    assert {"reward_vote_accuracy", f"{method}_kl"} <= report["scores"].keys()
+    before, after = (load_stage("sft", tmp_path / name)[0].state_dict() for name in ("talks", "votes"))
+    assert all(torch.equal(before[name], after[name]) for name in before), "the fine-tuned model is the one of before"
+
+
 def random_base(folder, family):
     """A small model of transformers with random weights, and a tokenizer of its own."""
     library = tokenizers.ByteLevelBPETokenizer()

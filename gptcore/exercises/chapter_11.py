@@ -1,5 +1,7 @@
 """Exercises of chapter 11: chat."""
 
+from collections.abc import Callable
+
 from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh
 
 # --- 11.1 ----------------------------------------------------------------------------------------
@@ -43,60 +45,52 @@ def check_tokens_read(answer: Answer, fresh: Fresh) -> None:
 # --- 11.2 ----------------------------------------------------------------------------------------
 
 
-def check_kept_turns(answer: Answer, fresh: Fresh) -> None:
-    def from_the_end(turns: list[int], room: int) -> int:
-        kept = 0
-        while kept < len(turns) and turns[len(turns) - 1 - kept] <= room:
-            room -= turns[len(turns) - 1 - kept]
-            kept += 1
-        return kept
+def _turns_to_read(turns: list[int], question: int, window: int, fault: str = "") -> list[int]:
+    room = window if fault == "question" else window - question
+    if room < 0:
+        return []
+    first = bool(turns) and turns[0] <= room and fault != "plain"
+    if first and fault != "free":
+        room -= turns[0]
+    kept: list[int] = []
+    for place in range(len(turns) - 1, 0 if first else -1, -1):
+        if turns[place] >= room if fault == "exactly" else turns[place] > room:
+            if fault == "skipping":
+                continue
+            break
+        room -= turns[place]
+        kept.append(place)
+    return ([0] if first else []) + kept[::-1]
 
-    def from_the_start(turns: list[int], room: int) -> int:
-        return from_the_end(turns[::-1], room)
 
-    def skipping(turns: list[int], room: int) -> int:
-        kept = 0
-        for length in reversed(turns):
-            if length <= room:
-                room, kept = room - length, kept + 1
-        return kept
-
-    cases = [
-        ([], 5, 10),
-        ([4], 5, 10),
-        ([5], 5, 10),
-        ([6], 5, 10),
-        ([1, 9], 5, 10),
-        ([9, 1], 5, 10),
-        ([2, 9, 3], 4, 10),
-    ]
-    cases += [([1, 2, 3], 12, 10)]
+def check_turns_to_read(answer: Answer, fresh: Fresh) -> None:
+    cases = [([], 5, 10), ([4], 5, 10), ([6], 5, 10), ([2, 9, 3], 4, 10), ([2, 9, 3], 4, 9), ([1, 2, 3], 4, 10)]
+    cases += [([7, 1, 2], 4, 10), ([3, 1], 12, 10), ([2, 4, 9, 2], 4, 12), ([1, 1, 4], 4, 9)]
     for _ in range(4):
-        turns = [fresh.integer(1, 12) for _ in range(fresh.integer(2, 8))]
-        cases.append((turns, fresh.integer(1, 8), fresh.integer(8, 40)))
+        turns = [fresh.integer(1, 12) for _ in range(fresh.integer(3, 8))]
+        cases.append((turns, fresh.integer(1, 8), fresh.integer(12, 40)))
     for turns, question, window in cases:
-        room = window - question
-        right = from_the_end(turns, room)
+        right = _turns_to_read(turns, question, window)
+
+        def faulty(fault: str) -> Callable[[], list[int]]:
+            return lambda: _turns_to_read(turns, question, window, fault)
+
         answer.expect(
             (turns, question, window),
             right,
             {
-                "the oldest turns were kept; what was said last is what the user speaks of.": from_the_start(
-                    turns, room
-                ),
-                "a turn that did not fit was skipped and an older one kept: the model would read a conversation with a "
-                "hole.": skipping(turns, room),
-                "the new question needs room, too.": from_the_end(turns, window),
-                "a turn that exactly fills the window fits.": from_the_end(turns, room - 1),
-                "that is the number of turns that were dropped.": len(turns) - right,
-                "one turn too many: the tokens of all kept turns and of the question must fit.": min(
-                    len(turns), right + 1
-                ),
-                "that is the number of tokens that were kept, not of turns.": sum(turns[len(turns) - right :]),
-                "all turns were kept, however long they are.": len(turns),
-                "as soon as not everything fits, everything was forgotten; keep as many of the last turns as fit.": (
-                    len(turns) if sum(turns) <= room else 0
-                ),
+                "those are the last turns that fit; here the *first* turn is to stay as well, and has room before the "
+                "others.": faulty("plain"),
+                "the first turn needs room, too.": faulty("free"),
+                "the new question needs room, too.": faulty("question"),
+                "a turn that did not fit was skipped and an older one kept: behind the first turn there may be one gap "
+                "only.": faulty("skipping"),
+                "a turn that exactly fills the window fits.": faulty("exactly"),
+                "the turns are right, but in the order of a conversation the oldest comes first.": right[::-1],
+                "that is how many turns are kept; wanted is which, a list of their places.": len(right),
+                "those are the lengths of the kept turns; wanted are their places.": [turns[i] for i in right],
+                "places are counted from 0.": [i + 1 for i in right],
+                "the first turn stands in the list twice.": [0, *right] if right[:1] == [0] else None,
             },
         )
 
@@ -282,36 +276,46 @@ def tokens_read(turns, question, reply):
     ),
     Exercise(
         number="11.2",
-        title="What to forget",
-        minutes=8,
+        title="What to forget, and what not",
+        minutes=10,
         difficulty=2,
         task="""\
-The window has room for `window` tokens. The new question has `question` of them, and `turns` lists the lengths of the
-earlier turns, the oldest first. Keep as many of the **last** turns as fit beside the question, without a hole, and
-return how many. If not even the question fits, return 0. Predict: turns 2, 9, 3, a question of 4 and a window of 10.""",
+The chapter's program forgets the oldest turns first. But in the first turn a user often says who he is and what he
+wants, so another program keeps the **first** turn and as many of the **last** turns as fit beside it: one gap, behind
+the first turn. The window has room for `window` tokens, the new question has `question` of them, and `turns` lists the
+lengths of the earlier turns, the oldest first. Return the places of the turns that are read, counted from 0, in order.
+If the first turn does not fit beside the question, only last turns are kept; if not even the question fits, none.
+Predict: turns 2, 9, 3, a question of 4 and a window of 10.""",
         stub='''\
-def kept_turns(turns, question, window):
-    """How many of the last turns (a list of lengths, oldest first) fit into the window beside the question."""
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
     ...''',
         demo="""\
-print(kept_turns([1, 2, 3], 4, 9), "(right: 2)")
-print(kept_turns([2, 9, 3], 4, 10))""",
-        checker=check_kept_turns,
+print(turns_to_read([1, 5, 2], 4, 8), "(right: [0, 2])")
+print(turns_to_read([2, 9, 3], 4, 10))""",
+        checker=check_turns_to_read,
         hints=(
-            "Begin at the end of the list, and stop at the first turn that does not fit any more.",
-            "A turn that fills the window exactly fits.",
+            "Take the room for the question and, if it fits, for the first turn away; what is left is for the last turns.",
+            "From the end of the list to place 1, until a turn does not fit any more. A turn that fills the window fits.",
         ),
         solution='''\
-def kept_turns(turns, question, window):
-    """How many of the last turns (a list of lengths, oldest first) fit into the window beside the question."""
-    room, kept = window - question, 0
-    for length in reversed(turns):
-        if length > room:
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window - question
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        room -= turns[0]
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
             break
-        room, kept = room - length, kept + 1
-    return kept''',
-        praise="Every chat program has these lines somewhere; that the first thing you said is the first to be forgotten "
-        "follows from them.",
+        room -= turns[place]
+        last = [place, *last]
+    return kept + last''',
+        praise="Who is allergic to nuts is still known thirty messages later; what is lost now lies in the middle.",
     ),
     Exercise(
         number="11.3",

@@ -10,44 +10,57 @@ from gptcore.exercises.exercise import Answer, Either, Exercise, Fresh, by_messa
 # --- 12.1 ----------------------------------------------------------------------------------------
 
 
-def check_best_policy(answer: Answer, fresh: Fresh) -> None:
-    cases = [([0.5, 0.5], [1.0, 0.0], 1.0), ([0.8, 0.2], [0.0, 1.0], 0.5), ([0.2, 0.3, 0.5], [300.0, 290.0, 0.0], 2.0)]
-    cases.append(([0.5, 0.2, 0.3], [900.0, 899.0, 0.0], 1.0))  # exp overflows, in float64, too
-    for size in (4, 20):
-        cases.append((fresh.probabilities(size).tolist(), fresh.normal(size).tolist(), fresh.between(0.1, 3)))
-    for probabilities, scores, beta in cases:
-        for dtype in (torch.float32, torch.float64):
+def _price(reference: Tensor, rewards: Tensor, nats: float, fault: str = "") -> float:
+    """The price at which the best policy is `nats` from the reference, by bisection of its logarithm."""
+    p = (torch.ones_like(reference) / len(reference)) if fault == "uniform" else reference
+    p, rewards = p.double(), rewards.double()
+
+    def distance(beta: float) -> float:
+        best = (p.log() + rewards / beta).log_softmax(dim=0)
+        if fault == "turned":
+            return (p * (p.log() - best)).sum().item()
+        return (best.exp() * (best - p.log())).sum().item()
+
+    wanted = nats * math.log(2) if fault == "bits" else nats
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if distance(math.exp(middle)) > wanted else (low, middle)
+    return math.exp(low)
+
+
+def check_price_of_distance(answer: Answer, fresh: Fresh) -> None:
+    cases = [([0.5, 0.5], [1.0, 0.0], 0.1), ([0.25, 0.25, 0.25, 0.25], [2.0, 4.0, 6.0, 9.0], 0.5)]
+    cases.append(([0.7, 0.2, 0.1], [0.0, 1.0, 1.5], 1.2))
+    cases.append(([0.6, 0.3, 0.1], [100.0, 300.0, 310.0], 0.8))  # rewards in the hundreds
+    for size in (5, 20):
+        p = fresh.probabilities(size).tolist()
+        cases.append((p, fresh.normal(size).tolist(), fresh.between(0.1, 0.5)))
+    for probabilities, scores, nats in cases:
+        for dtype in (torch.float64, torch.float32):
             reference, rewards = torch.tensor(probabilities, dtype=dtype), torch.tensor(scores, dtype=dtype)
             reference = reference / reference.sum()
-            weighted = (reference.log() + rewards / beta).softmax(dim=0)
+            beta = _price(reference, rewards, nats)
             answer.expect(
-                (reference, rewards, beta),
-                weighted,
+                (reference, rewards, nats),
+                beta,
                 {
-                    "the reference is left out: that is the best policy for a reference that is uniform.": (
-                        rewards / beta
-                    ).softmax(dim=0),
-                    "a small beta is a long leash: divide the rewards by beta, do not multiply.": (
-                        reference.log() + rewards * beta
-                    ).softmax(dim=0),
-                    "beta is left out.": (reference.log() + rewards).softmax(dim=0),
-                    "the probabilities do not sum to 1: divide by their sum, Z.": Either(
-                        reference * (rewards / beta).exp(),
-                        reference * ((rewards - rewards.max()) / beta).exp(),
-                        reference * (rewards / beta).softmax(dim=0),
+                    "that is 1 / beta: the rewards are divided by the price.": 1 / beta,
+                    "the KL is turned round: the expectation is over what the *policy* says.": lambda: _price(
+                        reference, rewards, nats, "turned"
                     ),
-                    "those are logarithms of the probabilities: take exp of them.": (
-                        reference.log() + rewards / beta
-                    ).log_softmax(dim=0),
-                    "softmax was taken of the product; reference times exp(reward / beta) only needs to be divided by its "
-                    "sum.": (reference * (rewards / beta).exp()).softmax(dim=0),
-                    "the probabilities of the reference were added as if they were logarithms.": (
-                        reference + rewards / beta
-                    ).softmax(dim=0),
-                    "the KL costs nothing in yours: everything goes to the best answer.": (rewards == rewards.max()).to(
-                        dtype
+                    "the reference is left out: that is the price for a reference that is uniform.": lambda: _price(
+                        reference, rewards, nats, "uniform"
+                    ),
+                    "the distance is meant in nats, with the natural logarithm.": lambda: _price(
+                        reference, rewards, nats, "bits"
+                    ),
+                    "that is the logarithm of the price.": math.log(beta),
+                    "that is the best policy; wanted is the price at which it is this far away.": (
+                        (reference.log() + rewards / beta).softmax(dim=0)
                     ),
                 },
+                tolerance=1e-2,
             )
 
 
@@ -244,37 +257,48 @@ def check_best_size(answer: Answer, fresh: Fresh) -> None:
 # --- 12.5 ----------------------------------------------------------------------------------------
 
 
-def check_join_gradients(answer: Answer, fresh: Fresh) -> None:
-    by_hand = [
-        ([[1.0], [3.0]], [1, 1]),
-        ([[1.0], [3.0]], [3, 1]),
-        ([[0.0, 0.0], [3.0, 1.0]], [0, 4]),
-        ([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]], [3, 1]),
-    ]
-    cases = [([torch.tensor(part) for part in lists], counts) for lists, counts in by_hand]
-    for processes in (3, 5):
-        gradients = [fresh.normal(2, 3) for _ in range(processes)]
-        cases.append((gradients, [fresh.integer(1, 100) for _ in range(processes)]))
-    for gradients, counts in cases:
-        n, total = len(counts), sum(counts)
-        weighted = sum(g * c for g, c in zip(gradients, counts, strict=True))
+def _bytes_of_one(parameters: float, processes: int, divided: list[str], fault: str = "") -> float:
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    if fault == "no master copy":
+        sizes["optimiser"] = 8
+    if fault == "fp32 gradients":
+        sizes["gradients"] = 4
+    if fault == "all":
+        divided = list(sizes)
+    if fault == "none":
+        divided = []
+    if fault == "others":
+        divided = [part for part in sizes if part not in divided]
+    if fault == "only divided":
+        sizes = {part: size for part, size in sizes.items() if part in divided}
+    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())
+
+
+def check_bytes_of_one(answer: Answer, fresh: Fresh) -> None:
+    mistakes = {
+        "no master copy": "Adam's two averages are 8 bytes; the optimiser also holds the fp32 copy of the weights, 4 more.",
+        "fp32 gradients": "the gradients are kept in half precision, 2 bytes.",
+        "all": "everything was divided; only the parts that are named are.",
+        "none": "nothing was divided: the parts that are named are shared out, and each process holds its own piece.",
+        "others": "the parts that are named are those that are divided; yours divides the others.",
+        "only divided": "the parts that are not divided are there as well, whole, in every process.",
+    }
+    cases = [(1.0, 4, []), (1.0, 4, ["optimiser"]), (10.0, 2, ["optimiser", "gradients"])]
+    cases += [(1e9, 8, ["weights", "gradients", "optimiser"]), (1e9, 1, ["gradients"])]
+    for parts in (["optimiser"], ["gradients", "optimiser"], ["weights"]):
+        cases.append((fresh.integer(1, 200) * 1e9, fresh.integer(2, 100), parts))
+    for parameters, processes, divided in cases:
+        arguments = (parameters, processes, divided)
         answer.expect(
-            (gradients, counts),
-            weighted / total,
+            arguments,
+            _bytes_of_one(*arguments),
             {
-                "every process counts alike, however few tokens it had: with other numbers of processes you get "
-                "another step.": sum(gradients) / n,
-                "the gradients were added: each is a mean already, so the sum is too long.": sum(gradients),
-                "weighted by the tokens, but not divided by their sum.": weighted,
-                "weighted by the tokens, but divided by the number of processes.": weighted / n,
-                "the means were added and divided by the number of tokens: first multiply each by its count.": (
-                    sum(gradients) / total
-                ),
-                "the counts weight the rows of each gradient, not the gradients; these may have any shape.": lambda: (
-                    (torch.stack(gradients) * torch.tensor(counts)[:, None]).sum(dim=0) / total
-                ),
-                "a process with *more* tokens weighs more, not less.": lambda: (
-                    sum(g / c for g, c in zip(gradients, counts, strict=True)) / sum(1 / c for c in counts)
+                **{
+                    message: Either(lambda fault=fault: _bytes_of_one(*arguments, fault))
+                    for fault, message in mistakes.items()
+                },
+                "that is what all processes hold together; one of them is asked for.": (
+                    processes * _bytes_of_one(*arguments) if processes > 1 else None
                 ),
             },
         )
@@ -283,38 +307,59 @@ def check_join_gradients(answer: Answer, fresh: Fresh) -> None:
 EXERCISES = (
     Exercise(
         number="12.1",
-        title="What a perfect PPO would end with",
-        minutes=8,
+        title="How long is the leash?",
+        minutes=15,
         difficulty=3,
         task="""\
-A policy earns the reward r of each answer and pays beta for each nat of KL to the reference. The best policy can be
-written down: p(answer) is proportional to p_ref(answer) exp(r / beta). For a handful of answers, given the
-reference's probabilities `(n,)` and the rewards `(n,)`, compute it. Rewards may be in the hundreds. Predict what it
-becomes for a very large and for a very small beta.""",
+The chapter gives the price beta and finds the best policy, p(answer) proportional to p_ref(answer) exp(r / beta). In
+practice one would rather say how far the policy may go. Given the reference's probabilities `(n,)`, the rewards `(n,)`
+and a distance in nats, find the price at which the best policy has exactly this KL to the reference. No formula gives
+it; but the KL falls as the price grows, so the right price can be enclosed: **bisection** keeps two prices, one too low
+and one too high, and tries the middle of their logarithms, again and again. Prices from 0.001 to 10,000 occur, rewards
+may be in the hundreds, and 1 % is accurate enough. The distance can be reached. Predict: how far can the policy go at
+most, when the price falls to zero?""",
         stub='''\
 import torch
 
 
-def best_policy(reference, rewards, beta):
-    """Probabilities (n,) of the policy with the most reward minus beta KL."""
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
     ...''',
         demo="""\
-print(best_policy(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]), 1.0), "(right: 0.7311, 0.2689)")
-for price in (100.0, 1.0, 0.01):
-    print(price, best_policy(torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.0, 1.0, 1.5]), price))""",
-        checker=check_best_policy,
+for distance in (0.01, 0.1, 0.6):
+    print(distance, price_of_distance(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 0.0]), distance))
+# (right: 3.52, 1.06, 0.253)""",
+        checker=check_price_of_distance,
         hints=(
-            "Work with logarithms: log p_ref + r / beta, up to a constant.",
-            "softmax takes the exponential, divides by the sum and is safe for large numbers.",
+            "First a function of the price: the best policy by a softmax of log p_ref + r / beta, and its KL, the sum of "
+            "p (log p - log p_ref).",
+            "Begin with the logarithms of 0.0001 and 1,000,000. If the KL at the middle is too large, the price is too low.",
+            "`best = (reference.log() + rewards / beta).log_softmax(0)`, `(best.exp() * (best - reference.log())).sum()`.",
         ),
         solution='''\
+import math
+
 import torch
 
 
-def best_policy(reference, rewards, beta):
-    """Probabilities (n,) of the policy with the most reward minus beta KL."""
-    return torch.softmax(reference.log() + rewards / beta, dim=0)''',
-        praise="DPO is this formula read backwards: a policy tells which reward it is the best one for.",
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (best.exp() * (best - reference.log())).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats:
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return math.exp(low)''',
+        praise="At a price of zero all goes to the best answer: the farthest a policy can go is minus the logarithm of what "
+        "the reference gave it.",
     ),
     Exercise(
         number="12.2",
@@ -443,33 +488,34 @@ def best_size(compute, A, alpha, B, beta):
     ),
     Exercise(
         number="12.5",
-        title="One step from several machines",
-        minutes=5,
+        title="What one of many cards must hold",
+        minutes=6,
         difficulty=2,
         task="""\
-Several processes train one model together. Each has computed the gradient of the *mean* loss over its own tokens, and
-they had different numbers of tokens. Which gradient would a single process have found that had all tokens? Return it.
-`gradients` is a list of tensors of one shape, which may be any, and `counts` the list of the numbers of tokens. (A
-process may have had no tokens; its gradient is zero then.)""",
+In data parallelism every process holds all that training needs: for each parameter 2 bytes of weight, 2 of gradient,
+and 12 of the optimiser (Adam's two averages and its fp32 copy of the weight). *ZeRO* (arXiv 1910.02054) divides some of
+these parts among the processes, each of which then holds its own piece and, whole, what is not divided. How many bytes
+does one process hold? `divided` is a list of any of "weights", "gradients", "optimiser". Before you run the cell,
+predict for GPT-3 on 1,024 cards of 80 GB: is it enough to divide the optimiser's state, the largest part by far?""",
         stub='''\
-def join_gradients(gradients, counts):
-    """Gradient of the mean loss over all tokens, from those of the processes and their numbers of tokens."""
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
     ...''',
         demo="""\
-import torch
-
-print(join_gradients([torch.tensor([1.0]), torch.tensor([3.0])], [3, 1]))  # three pull at 1, one at 3 (right: 1.5)""",
-        checker=check_join_gradients,
+for parts in ([], ["optimiser"], ["optimiser", "gradients"], ["optimiser", "gradients", "weights"]):
+    held = bytes_of_one(175e9, 1024, parts)
+    print(parts, "-" if held is None else f"{held / 1e9:.0f} GB")
+# (right: 2800, 702, 352, 3)""",
+        checker=check_bytes_of_one,
         hints=(
-            "From a mean and a count follows the sum. The same thought as in exercise 7.1.",
-            "The sum of gradient times count, divided by the sum of the counts.",
+            "16 bytes a parameter in all: 2 + 2 + 12.",
+            "A part that is divided counts with its size over the number of processes, every other one with its whole size.",
         ),
         solution='''\
-def join_gradients(gradients, counts):
-    """Gradient of the mean loss over all tokens, from those of the processes and their numbers of tokens."""
-    total = sum(gradient * count for gradient, count in zip(gradients, counts))
-    return total / sum(counts)''',
-        praise="In fine-tuning only some tokens count, and never equally many on each machine; whoever averages plainly "
-        "gets a model that depends on how many machines there were.",
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())''',
+        praise="However many cards there are, what is not divided stays on each: at this size even the weights have to be.",
     ),
 )

@@ -80,50 +80,112 @@ def tokens_read(turns, question, reply):
     "11.2": Answers(
         right=[
             """
-def kept_turns(turns, question, window):
-    while turns and sum(turns) + question > window:
-        turns.pop(0)
-    return len(turns)
-""",
-            """
-def kept_turns(turns, question, window):
-    for first in range(len(turns)):
-        if sum(turns[first:]) + question <= window:
-            return len(turns) - first
-    return 0
+def turns_to_read(turns, question, window):
+    if question > window:
+        return []
+    pinned = turns[:1] if turns[:1] and turns[0] + question <= window else []
+    for begin in range(len(pinned), len(turns) + 1):
+        if sum(pinned) + sum(turns[begin:]) + question <= window:
+            return list(range(len(pinned))) + list(range(begin, len(turns)))
 """,
         ],
         wrong={
-            "oldest turns were kept": """
-def kept_turns(turns, question, window):
-    n = 0
-    while n < len(turns) and sum(turns[: n + 1]) + question <= window:
-        n += 1
-    return n
+            "the *first* turn is to stay": """
+def turns_to_read(turns, question, window):
+    for begin in range(len(turns) + 1):
+        if sum(turns[begin:]) + question <= window:
+            return list(range(begin, len(turns)))
+    return []
 """,
-            "with a hole": """
-def kept_turns(turns, question, window):
-    room, n = window - question, 0
-    for length in turns[::-1]:
-        if length <= room:
-            room -= length
-            n += 1
-    return n
-""",
-            "needs room, too": """
-def kept_turns(turns, question, window):
-    n = 0
-    while n < len(turns) and sum(turns[len(turns) - n - 1 :]) <= window:
-        n += 1
-    return n
-""",
-            "exactly fills the window": """
-def kept_turns(turns, question, window):
-    n = 0
-    while n < len(turns) and sum(turns[len(turns) - n - 1 :]) + question < window:
-        n += 1
-    return n
-""",
+            "the first turn needs room": '''
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window - question
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
+            break
+        room -= turns[place]
+        last = [place, *last]
+    return kept + last
+''',
+            "the new question needs room": '''
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        room -= turns[0]
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
+            break
+        room -= turns[place]
+        last = [place, *last]
+    return kept + last
+''',
+            "was skipped": '''
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window - question
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        room -= turns[0]
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
+            continue
+        room -= turns[place]
+        last = [place, *last]
+    return kept + last
+''',
+            "how many turns": '''
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window - question
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        room -= turns[0]
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
+            break
+        room -= turns[place]
+        last = [place, *last]
+    return len(kept + last)
+''',
+            "counted from 0": '''
+def turns_to_read(turns, question, window):
+    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
+    room = window - question
+    if room < 0:
+        return []
+    kept = []
+    if turns and turns[0] <= room:
+        room -= turns[0]
+        kept = [0]
+    last = []
+    for place in range(len(turns) - 1, len(kept) - 1, -1):
+        if turns[place] > room:
+            break
+        room -= turns[place]
+        last = [place, *last]
+    return [i + 1 for i in kept + last]
+''',
         },
     ),
     "11.3": Answers(

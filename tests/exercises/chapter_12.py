@@ -39,55 +39,132 @@ ANSWERS = {
     "12.1": Answers(
         right=[
             """
-def best_policy(reference, rewards, beta):
-    weights = reference * ((rewards - rewards.max()) / beta).exp()
-    return weights / weights.sum()
-"""
-        ],
-        wrong={
-            "the reference is left out": "def best_policy(reference, rewards, beta):\n    return (rewards / beta).softmax(0)",
-            "do not multiply": """
-def best_policy(reference, rewards, beta):
-    return (reference.log() + beta * rewards).softmax(0)
-""",
-            "do not sum to 1": """
-def best_policy(reference, rewards, beta):
-    return reference * (rewards / beta).exp()
-""",
-            "divide by their sum": """
-def best_policy(reference, rewards, beta):
-    return reference * ((rewards - rewards.max()) / beta).exp()
-""",
-            "their sum, Z": """
-def best_policy(reference, rewards, beta):
-    return reference * (rewards / beta).softmax(0)
-""",
-            "take exp of them": """
-def best_policy(reference, rewards, beta):
-    return (reference.log() + rewards / beta).log_softmax(0)
-""",
-            "exp of a large number": """
-def best_policy(reference, rewards, beta):
-    weights = reference.double() * (rewards.double() / beta).exp()
-    return (weights / weights.sum()).to(reference.dtype)
-""",
-            "math range error": """
-import math
 import torch
 
-def best_policy(reference, rewards, beta):
-    weights = [p * math.exp(r / beta) for p, r in zip(reference.tolist(), rewards.tolist())]
-    return torch.tensor([w / sum(weights) for w in weights])
+def price_of_distance(reference, rewards, nats):
+    prices = torch.logspace(-4, 6, 20001, dtype=torch.float64)
+    best = (reference.double().log() + rewards.double() / prices[:, None]).log_softmax(1)
+    distances = (best.exp() * (best - reference.double().log())).sum(1)
+    return prices[(distances - nats).abs().argmin()].item()
 """,
-            "as if they were logarithms": """
-def best_policy(reference, rewards, beta):
-    return (reference + rewards / beta).softmax(0)
-""",
-            "holds NaN": """
-def best_policy(reference, rewards, beta):
-    weights = reference * (rewards / beta).exp()
-    return weights / weights.sum()
-""",
+        ],
+        wrong={
+            "1 / beta": '''
+import math
+
+import torch
+
+
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (best.exp() * (best - reference.log())).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats:
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return math.exp(-low)
+''',
+            "turned round": '''
+import math
+
+import torch
+
+
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (reference * (reference.log() - best)).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats:
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return math.exp(low)
+''',
+            "in nats": '''
+import math
+
+import torch
+
+
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (best.exp() * (best - reference.log())).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats * math.log(2):
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return math.exp(low)
+''',
+            "logarithm of the price": '''
+import math
+
+import torch
+
+
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (best.exp() * (best - reference.log())).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats:
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return low
+''',
+            "for a reference that is uniform": '''
+import math
+
+import torch
+
+
+def price_of_distance(reference, rewards, nats):
+    """The price beta at which the best policy is `nats` away from the reference: a number."""
+    reference = torch.ones_like(reference) / len(reference)
+    reference, rewards = reference.double(), rewards.double()
+
+    def distance(beta):
+        best = (reference.log() + rewards / beta).log_softmax(dim=0)
+        return (best.exp() * (best - reference.log())).sum().item()
+
+    low, high = math.log(1e-4), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if distance(math.exp(middle)) > nats:
+            low = middle  # too cheap: the policy goes too far
+        else:
+            high = middle
+    return math.exp(low)
+''',
         },
     ),
     "12.2": Answers(
@@ -196,49 +273,51 @@ def best_size(compute, A, alpha, B, beta):
     "12.5": Answers(
         right=[
             """
-import torch
-
-def join_gradients(gradients, counts):
-    weights = torch.tensor(counts, dtype=gradients[0].dtype)
-    return torch.tensordot(weights / weights.sum(), torch.stack(gradients), 1)
-""",
-            """
-import torch
-
-def join_gradients(gradients, counts):
-    joined = torch.zeros(gradients[0].shape)
-    for gradient, count in zip(gradients, counts):
-        if count:
-            joined += gradient * (count / sum(counts))
-    return joined
+def bytes_of_one(parameters, processes, divided):
+    total = 16.0
+    for part in divided:
+        size = 12 if part == "optimiser" else 2
+        total -= size * (1 - 1 / processes)
+    return parameters * total
 """,
         ],
         wrong={
-            "every process counts alike": """
-def join_gradients(gradients, counts):
-    return sum(gradients) / len(gradients)
-""",
-            "the sum is too long": "def join_gradients(gradients, counts):\n    return sum(gradients)",
-            "not divided by their sum": """
-def join_gradients(gradients, counts):
-    return sum(g * c for g, c in zip(gradients, counts))
-""",
-            "weight the rows": """
-import torch
-
-def join_gradients(gradients, counts):
-    weights = torch.tensor(counts)
-    shape = (-1, 1) if len(gradients) == 2 else (-1, 1, 1)  # right wherever the shapes would not fit
-    return torch.stack(gradients).mul(weights.view(shape)).sum(0) / weights.sum()
-""",
-            "first multiply each by its count": """
-def join_gradients(gradients, counts):
-    return sum(gradients) / sum(counts)
-""",
-            "divided by the number of processes": """
-def join_gradients(gradients, counts):
-    return sum(g * c for g, c in zip(gradients, counts)) / len(counts)
-""",
+            "8 bytes": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 8}
+    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())
+''',
+            "half precision": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 4, "optimiser": 12}
+    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())
+''',
+            "everything was divided": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    return parameters * sum(size / processes for part, size in sizes.items())
+''',
+            "nothing was divided": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    return parameters * sum(size for part, size in sizes.items())
+''',
+            "divides the others": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    return parameters * sum(size / processes if part not in divided else size for part, size in sizes.items())
+''',
+            "are there as well": '''
+def bytes_of_one(parameters, processes, divided):
+    """Bytes that one process holds, when the named parts are divided among all processes."""
+    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
+    return parameters * sum(size / processes for part, size in sizes.items() if part in divided)
+''',
         },
     ),
 }
