@@ -1,0 +1,137 @@
+"""PPO with no KL under judges that are right in most pairs: how far do the judge's grade and the truth rise together?
+
+    python tests/benchmarks/over_optimisation.py [--repeats 3] [--out assets/benchmarks]
+
+Three kinds of judge: the course's; one that learned from as many votes but is not shown the answer's surprise, and so can
+hardly tell a true sentence from a false one; and one of few votes. A repeat is another seed: of the ballots, where the judge
+is not the course's, and of PPO. Chapter 10 shows the record and makes one of the runs itself.
+"""
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+from common import Measurement, alternate, arguments, report
+from ppo_reuse import questions_of_exam
+from torch import Tensor
+
+from gptcore.ballots import Ballot, BallotBatches, collect_ballots
+from gptcore.chat_template import encode_answer, encode_prompt
+from gptcore.checkpoint import load_stage
+from gptcore.decoder import Decoder
+from gptcore.evaluation import share
+from gptcore.exam import ask
+from gptcore.generation import SamplingConfig
+from gptcore.gold import gold_score, gold_verdict
+from gptcore.ppo import PPO, Diagnostics
+from gptcore.prompts import PromptSource
+from gptcore.recipe import Recipe, replay_batches
+from gptcore.reward import RewardModel, normalise, pair_accuracy, replayed_reward_loss, rewards_of
+from gptcore.rollouts import kl_of_answers
+from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.training import Trainer
+from gptcore.widgets.ppo_lab import train_grader
+
+FEW = 24
+"""Prompts whose answers were compared for a judge of few votes."""
+SETTINGS = {
+    "iterations": 32,
+    "rollout_size": 64,
+    "minibatch_size": 16,
+    "value_iterations": 2,
+    "policy_rate": 8e-4,
+    "kl_coefficient": 0.0,
+}
+"""What differs from the chain's recipe; pretraining text is not replayed."""
+QUESTIONS = 300
+LOOKS = (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
+"""After how many iterations a policy answers all questions."""
+
+
+class BlindRewardModel(RewardModel):
+    """A judge to whom the answer's surprise is not shown."""
+
+    def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
+        return super()._surprise(tokens, features) * 0.0
+
+
+def train_blind(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
+    """Trained as the chain's reward model is, on ballots of its own."""
+    recipe = Recipe()
+    ballots: list[Ballot] = list(collect_ballots(sft, tokenizer, PromptSource("train"), recipe.ballots, seed + 20))
+    batches, replay = BallotBatches(ballots, recipe.ballot_batch_size, seed), replay_batches(tokenizer, recipe, seed)
+    model = BlindRewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
+    config = replace(recipe.reward, steps=batches.per_epoch * recipe.reward_epochs, seed=seed)
+    Trainer(model, lambda step: (batches(step), replay(step)), config, replayed_reward_loss).run()
+    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]])
+    return model.eval()
+
+
+def main() -> None:
+    """Train the judges, run PPO under each, print and write."""
+    options = arguments(__doc__, repeats=3).parse_args()
+    sft, tokenizer = load_stage("sft")
+    reward_model, _ = load_stage("reward")
+    ballots = list(collect_ballots(sft, tokenizer, PromptSource("validation"), 160, seed=11))
+    exam = questions_of_exam(QUESTIONS)
+    curves: dict[str, list[dict[str, list[float]]]] = {}
+    agreements: dict[str, list[list[float]]] = {}
+
+    def obeying(name: str, judge_of: Callable[[int], RewardModel]) -> Callable[[int], Measurement]:
+        def run(seed: int) -> Measurement:
+            judge, policy = judge_of(seed), copy.deepcopy(sft)
+            right = share(pair_accuracy(judge, tokenizer, ballots))
+            agreements.setdefault(name, []).append([right.value, right.low, right.high])
+            curve: dict[str, list[float]] = {}
+            first: list[float] = []
+
+            def look(done: int) -> None:
+                texts = ask(policy, tokenizer, exam, SamplingConfig(), seed=8)
+                pairs = list(zip(exam, texts, strict=True))
+                prompts = [encode_prompt(tokenizer, prompt.question) for prompt in exam]
+                answers = [encode_answer(tokenizer, text) for text in texts]
+                golds = [gold_score(*pair) for pair in pairs]
+                first.extend(golds if not first else [])
+                verdicts = [gold_verdict(*pair) for pair in pairs]
+                gains = [gold - before for gold, before in zip(golds, first, strict=True)]
+                whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+                found = {
+                    "iterations": done,
+                    "grade": rewards_of(judge, whole).mean().item(),
+                    "gold": statistics.fmean(golds),
+                    "95 % of the gain in gold": 1.96 * statistics.stdev(gains) / len(gains) ** 0.5,
+                    "kl": kl_of_answers(policy, sft, prompts, answers),
+                    "true": statistics.fmean(verdict.true for verdict in verdicts),
+                    "polite": statistics.fmean(verdict.polite for verdict in verdicts),
+                    "brief": statistics.fmean(verdict.brief for verdict in verdicts),
+                }
+                for key, value in found.items():
+                    curve.setdefault(key, []).append(round(value, 4))
+
+            def after(entry: Diagnostics) -> None:
+                if entry.iteration + 1 in LOOKS:
+                    look(entry.iteration + 1)
+
+            look(0)
+            config = replace(Recipe().ppo, **SETTINGS, seed=seed)
+            PPO(policy, copy.deepcopy(sft), judge, tokenizer, PromptSource("train"), config).run([after])
+            curves.setdefault(name, []).append(curve)
+            grade, gold = curve["grade"], curve["gold"]
+            gains = {"its own grade": grade[-1] - grade[0], "gold at its best": max(gold) - gold[0]}
+            return gains | {"gold at the end": gold[-1] - gold[0]}
+
+        return run
+
+    sides: dict[str, Callable[[int], RewardModel]] = {
+        "the course's judge": lambda _: reward_model,
+        "blind to surprise": lambda seed: train_blind(sft, tokenizer, seed),
+        f"{FEW} prompts": lambda seed: train_grader(sft, tokenizer, FEW, seed),
+    }
+    runs = alternate({name: obeying(name, judge_of) for name, judge_of in sides.items()}, options.repeats)
+    known = {"judges": agreements, "settings": SETTINGS, "few": FEW, "questions": QUESTIONS}
+    report("over_optimisation", runs, options.out, curves=curves, **known)
+
+
+if __name__ == "__main__":
+    main()
