@@ -1,6 +1,6 @@
 """A base model to start from: one of gptcore's own runs, or a published one in the format of the `transformers` library.
 
-Used by `own_curriculum`. No chapter uses it yet.
+Used by `own_curriculum`. Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Text and conversations have a loss, answers a reference, comparisons have votes. Whether the policy became better is
 asked of two judges: the one it learned from, and one trained on other votes. Where only the first is pleased, the
-policy has learned to please it. No chapter uses it yet.
+policy has learned to please it. Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """How large a model, and how many steps, data of the reader's own are worth, and how long that will take here.
 
-No chapter uses it yet.
+Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import math

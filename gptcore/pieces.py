@@ -1,4 +1,4 @@
-"""Texts of the reader's own, in pieces: what is trained on, and what is held out. No chapter uses it yet."""
+"""Texts of the reader's own, in pieces: what is trained on, and what is held out. Tried in notebooks/13_your_own_chatgpt.ipynb."""
 
 import random
 import re

@@ -1,5 +1,5 @@
 """Records of data files: JSON, lines of it, plain lines, Parquet; gzipped or not. What they mean is the
-business of `own_data`. No chapter uses it yet.
+business of `own_data`. Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import gzip

@@ -2,10 +2,10 @@
 
 import json
 
+import over_optimisation
 import ppo_reuse
 import pytest
 import reward_comparisons
-import weak_judge
 
 from gptcore.files import ASSETS
 
@@ -20,7 +20,7 @@ def record(script):
     ("script", "sides", "curves"),
     [
         (ppo_reuse, [str(times) for times in ppo_reuse.USES], "rollouts"),
-        (weak_judge, ["the course's judge", "weak judge"], "curves"),
+        (over_optimisation, ["the course's judge", "blind to surprise", f"{over_optimisation.FEW} prompts"], "curves"),
         (reward_comparisons, [str(size) for size in reward_comparisons.SIZES], "best"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -32,19 +32,21 @@ def test_every_side_has_three_seeds_and_as_many_curves(script, sides, curves):
     assert {"processor", "instructions", "precision"} <= set(found["machine"])
 
 
-@pytest.mark.parametrize("script", [ppo_reuse, weak_judge], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [ppo_reuse, over_optimisation], ids=lambda script: script.__name__)
 def test_the_settings_that_a_chapter_takes_from_a_record_are_those_of_its_script(script):
     found = record(script)
     assert found["settings"] == script.SETTINGS
     assert found["questions"] == script.QUESTIONS
 
 
-def test_the_worst_of_the_weak_judges_is_the_one_that_ppo_obeyed():
-    judges = record(weak_judge)["judges"]
-    values = [value for value, _, _ in judges["weak"]]
-    assert len(values) == weak_judge.JUDGES
-    assert judges["worst"] == values.index(min(values))
-    assert judges["ballots"] == weak_judge.BALLOTS
+def test_a_judge_that_is_over_optimised_is_right_in_most_pairs():
+    found = record(over_optimisation)
+    assert list(found["judges"]) == list(found["runs"])
+    for agreements in found["judges"].values():
+        assert all(low > 0.5 for _, low, _ in agreements)
+    for curves in found["curves"].values():
+        assert all(tuple(curve["iterations"]) == over_optimisation.LOOKS for curve in curves)
+    assert found["few"] == over_optimisation.FEW
 
 
 def test_the_best_of_one_is_the_mean_answer_whoever_picks_and_belief_never_falls_with_n():
