@@ -7,7 +7,7 @@ is shown. They work without a network, and where no script may run a picture sta
 from gptcore.widgets.attention import AttentionExplorer
 from gptcore.widgets.bertviz import head_view, model_view
 from gptcore.widgets.chat import ChatWindow
-from gptcore.widgets.labels import PreferenceLabels, single_pairs
+from gptcore.widgets.labels import PreferenceLabels, drawn_pairs, single_pairs
 from gptcore.widgets.mask import MaskInspector
 from gptcore.widgets.merges import MergeStepper
 from gptcore.widgets.pipeline import PipelineMap
@@ -25,6 +25,7 @@ __all__ = [
     "PreferenceLabels",
     "SamplingLab",
     "TrainingDashboard",
+    "drawn_pairs",
     "head_view",
     "held_out_batches",
     "model_view",
