@@ -144,6 +144,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--finetuning-steps", type=int, help="steps of fine-tuning")
     own.add_argument("--iterations", type=int, help="iterations of reinforcement learning")
     own.add_argument(
+        "--lora", type=int, metavar="RANK", help="train adapters of that rank beside the weights of --base"
+    )
+    own.add_argument(
         "--skip-bad", action="store_true", help="go on without records that cannot be used, and count them"
     )
     command.add_argument("--preset", choices=("llama", "gpt2"), default="llama", help="architecture (default: llama)")

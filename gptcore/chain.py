@@ -28,6 +28,7 @@ from gptcore.dpo import DPOConfig, dpo_trainer
 from gptcore.finetuning import introduce_chat_tokens
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.interruption import Interruptible, Stopwatch
+from gptcore.lora import merged, tell_chat_tokens_apart, with_adapters
 from gptcore.machine import choose_device, describe_machine
 from gptcore.own_curriculum import curriculum_of
 from gptcore.parallel import leave_processes, processes, rank, wait_for_all
@@ -118,7 +119,7 @@ class Chain(Interruptible):
         key = "pretrain" if name == "base" else name  # the report names what is done, the file what came of it
         if key not in self.report["stages"] or not path.is_file():
             self.stopwatch = Stopwatch()
-            model = self._train(name, tokenizer, models)
+            model = merged(self._train(name, tokenizer, models))
             if rank() == 0:
                 note = {"seed": self.seed, "stage": name, "machine": describe_machine()}
                 save_model(path, model, tokenizer, note)
@@ -161,6 +162,10 @@ class Chain(Interruptible):
             return self._train_reward_model(stage, tokenizer, models["sft"])
         return self._align(stage, tokenizer, models["sft"], models["reward"])
 
+    def _adapted(self, model: Decoder) -> Decoder:
+        """What learns of a model: adapters on its weights where the recipe has them, else the model itself."""
+        return model if self.recipe.lora is None else with_adapters(model, self.recipe.lora, self.seed)
+
     def _pretrain(self, tokenizer: Tokenizer) -> Decoder:
         config = replace(self.recipe.pretraining, seed=self.seed)
         torch.manual_seed(self.seed)
@@ -168,6 +173,7 @@ class Chain(Interruptible):
         shape = replace(self.recipe.decoder, vocabulary_size=tokenizer.vocabulary_size, separator=separator)
         model = self.curriculum.start() or Decoder(shape).to(choose_device())
         if config.steps:
+            model = self._adapted(model)
             batches = self.curriculum.pretraining_batches(tokenizer, self.seed)
             self.run_resumably("pretrain", Trainer(model, batches, config), config.steps)
         return model
@@ -177,6 +183,9 @@ class Chain(Interruptible):
         model = copy.deepcopy(base)
         if config.steps:  # else the base model chats already
             introduce_chat_tokens(model, tokenizer)
+            if self.recipe.lora is not None:
+                tell_chat_tokens_apart(model, tokenizer, self.seed)
+            model = self._adapted(model)
             batches = self.curriculum.finetuning_batches(tokenizer, self.seed)
             self.run_resumably("sft", Trainer(model, batches, config), config.steps)
         return model
@@ -189,7 +198,7 @@ class Chain(Interruptible):
             ballots.append(ballot)
             self.stop_if_requested()  # they are soon collected anew, and come out the same
         return train_reward_model(
-            sft,
+            self._adapted(sft),
             tokenizer,
             ballots,
             replace(self.recipe.reward, seed=self.seed),
@@ -201,7 +210,11 @@ class Chain(Interruptible):
 
     def _align(self, stage: str, tokenizer: Tokenizer, sft: Decoder, reward_model: RewardModel) -> Decoder:
         """The last stage: PPO, or what else the curriculum asks for; its numbers follow from those of PPO."""
-        policy, config = copy.deepcopy(sft), replace(self.recipe.ppo, seed=self.seed)
+        config = replace(self.recipe.ppo, seed=self.seed)
+        if self.recipe.lora is None:
+            policy, reference = copy.deepcopy(sft), copy.deepcopy(sft)
+        else:  # one set of weights for both: that of the reference does not learn
+            policy, reference = self._adapted(sft), sft
         replay = self.curriculum.replay(tokenizer, self.seed)
         if stage == "dpo":
             ballots = list(self.curriculum.ballots("reward", sft, tokenizer, self.seed))
@@ -210,7 +223,7 @@ class Chain(Interruptible):
             trainer = dpo_trainer(policy, ballots, replace(numbers, training=training), replay)
             self.run_resumably(stage, trainer, trainer.config.steps)
             return policy
-        parts = (policy, copy.deepcopy(sft), reward_model, tokenizer, self.curriculum.prompts(tokenizer))
+        parts = (policy, reference, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
         if stage == "grpo":
             shared = {
                 name: getattr(config, name) for name in ("iterations", "minibatch_size", "max_new_tokens", "seed")

@@ -74,8 +74,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         feature_gradients = torch.empty_like(features)
-        weight_gradient = full_precision(torch.zeros_like(weight))
-        total = weight_gradient.new_zeros(())
+        learns = ctx.needs_input_grad[1]  # beside adapters the head stays as it is
+        weight_gradient = full_precision(torch.zeros_like(weight)) if learns else None
+        total = full_precision(features.new_zeros(()))
         for rows, wanted, gradients in zip(
             *(part.split(_HeadCrossEntropy.ROWS) for part in (features, targets, feature_gradients)), strict=True
         ):
@@ -94,12 +95,13 @@ class _HeadCrossEntropy(torch.autograd.Function):
             slope[wanted == IGNORED] = 0
             slope = slope.to(weight.dtype)
             gradients.copy_(slope @ weight)
-            weight_gradient += slope.T @ rows
+            if weight_gradient is not None:
+                weight_gradient += slope.T @ rows
         ctx.save_for_backward(features, weight, targets, feature_gradients, weight_gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         features, weight, targets, feature_gradients, weight_gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
             # The gradient is to be differentiated in its turn (`create_graph=True`). What was stored in forward would
@@ -108,7 +110,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
             slope = slope - F.one_hot(targets.clamp(min=0), len(weight))
             slope = (gradient * slope * (targets != IGNORED)[:, None]).to(weight.dtype)
             return slope @ weight, slope.T @ features, None
-        return gradient.to(feature_gradients.dtype) * feature_gradients, gradient * weight_gradient, None
+        own = None if weight_gradient is None else gradient * weight_gradient
+        return gradient.to(feature_gradients.dtype) * feature_gradients, own, None
 
 
 def head_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

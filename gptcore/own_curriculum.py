@@ -21,6 +21,7 @@ from gptcore.corpus import documents_as_tokens
 from gptcore.curriculum import AtlasCurriculum, Batches, Curriculum, Models, Tick
 from gptcore.decoder import Decoder
 from gptcore.finetuning import pack
+from gptcore.lora import check_rank
 from gptcore.own_data import Comparison, Conversation, Question
 from gptcore.own_exam import HeldOut, own_scores
 from gptcore.own_sizes import SIZES, Amounts, Size, Wishes, expected_seconds, own_recipe, timed, vocabulary_size
@@ -75,6 +76,10 @@ class OwnCurriculum:
         self._voters = read.voters
         base = self.sources.base
         self._base = None if base is None else BaseModel(base, chats=self.sources.conversations is None)
+        if self.wishes.lora is not None:
+            if self._base is None:
+                raise ValueError("LoRA adapts a model that knows something already: give --base FOLDER with --lora")
+            check_rank(self._base.model, self.wishes.lora)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -245,6 +250,8 @@ class OwnCurriculum:
             f"model:         {tokenizer.vocabulary_size:,} tokens, {shape.layers} layers {shape.width} wide, "
             f"context of {shape.context_length}"
         )
+        if recipe.lora is not None:
+            lines.append(f"learning:      adapters of rank {recipe.lora}, beside weights that stay as they are")
         steps = f"{recipe.pretraining.steps:,} steps of pretraining, {recipe.finetuning.steps:,} of fine-tuning"
         if "reward" in self.stages:
             steps += f", {recipe.ppo.iterations:,} iterations of {self.method}" if self.method != "dpo" else ", dpo"

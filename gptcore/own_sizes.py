@@ -12,6 +12,7 @@ import torch
 
 from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.lora import with_adapters
 from gptcore.machine import choose_device
 from gptcore.ppo import PPOConfig
 from gptcore.recipe import Recipe
@@ -77,9 +78,11 @@ class Wishes:
     """Of fine-tuning."""
     iterations: int | None = None
     """Of reinforcement learning."""
+    lora: int | None = None
+    """Rank of the adapters that learn in place of the base model's weights."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "vocabulary", "context", "steps", "finetuning_steps", "iterations", at_least=1)
+        whole_numbers(self, "vocabulary", "context", "steps", "finetuning_steps", "iterations", "lora", at_least=1)
 
 
 def vocabulary_size(text_bytes: int, size: Size, wishes: Wishes) -> int:
@@ -107,16 +110,19 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         return wanted if amount else 0
 
     stages = whole.pretraining, whole.finetuning, whole.reward
-    if published:
-        stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=rate) for rate in (1e-4, 1e-4, 5e-5))
+    # Adapters want steps about ten times as long as whole weights (Schulman et al. 2025, thinkingmachines.ai/blog/lora).
+    longer = 1 if wishes.lora is None else 10
+    if careful := published or wishes.lora is not None:
+        rates = (1e-4, 1e-4, 5e-5)
+        stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=longer * rate) for rate in rates)
     pretraining, finetuning, reward = stages
     talk = CONVERSATION_PASSES * amounts.conversations / (1 - REPLAYED if amounts.text else 1)
     iterations = limits.iterations if wishes.iterations is None else wishes.iterations
     ppo = PPOConfig(iterations=iterations, value_iterations=min(2, iterations), rollout_size=96, minibatch_size=32)
     # Judges of few votes are right only near to what they have seen: a shorter leash than the atlas's (EXPERIMENTS.md).
     ppo = replace(ppo, kl_coefficient=0.1, policy_rate=2e-4)
-    if published:
-        ppo = replace(ppo, policy_rate=1e-5, value_rate=1e-5)
+    if careful:
+        ppo = replace(ppo, policy_rate=longer * 1e-5, value_rate=longer * 1e-5)
     questions = max(1, amounts.questions)
     return Recipe(
         decoder=shape,
@@ -129,6 +135,7 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         reward_epochs=VOTE_PASSES,
         reward=reward,
         ppo=ppo,
+        lora=wishes.lora,
     )
 
 
@@ -137,6 +144,8 @@ def expected_seconds(recipe: Recipe, vocabulary: int, stages: tuple[str, ...]) -
     shape = replace(recipe.decoder, vocabulary_size=vocabulary)
     with choose_device():
         model = Decoder(shape)
+    if recipe.lora is not None:
+        model = with_adapters(model, recipe.lora)
     rows = torch.randint(vocabulary, (recipe.batch_size, shape.context_length + 1), device="cpu")
     seconds: list[float] = []
     config = replace(recipe.pretraining, steps=4)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
+from gptcore.lora import rank_of, with_adapters
 from gptcore.machine import autocast, gradient_scaler
 from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
 from gptcore.parallel import average_over_processes_, share_of, together, weight_of_share
@@ -153,7 +154,10 @@ class PPO(PolicyTrainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.value_model = copy.deepcopy(self.reward_model).requires_grad_(True)
+        if adapters := rank_of(self.policy):  # the value model learns as the policy does
+            self.value_model = with_adapters(self.reward_model, adapters, self.config.seed)
+        else:
+            self.value_model = copy.deepcopy(self.reward_model).requires_grad_(True)
         self.policy_optimizer, self.value_optimizer = (
             torch.optim.AdamW(model.parameters(), lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
             for model, rate in ((self.policy, self.config.policy_rate), (self.value_model, self.config.value_rate))

@@ -55,9 +55,11 @@ class Recipe:
     """Training of the reward model; the number of steps follows from ballots and epochs."""
     ppo: PPOConfig = PPOConfig()
     """Reinforcement learning."""
+    lora: int | None = None
+    """Rank of the adapters that learn in place of the weights (`lora`); None where the weights learn."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "batch_size", "ballots", "ballot_batch_size", "reward_epochs", at_least=1)
+        whole_numbers(self, "batch_size", "ballots", "ballot_batch_size", "reward_epochs", "lora", at_least=1)
         numbers(self, "replayed", at_least=0, at_most=1)
         if self.ballots < self.ballot_batch_size:
             raise ValueError(f"{self.ballots} ballots are too few for a ballot_batch_size of {self.ballot_batch_size}")

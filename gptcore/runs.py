@@ -65,7 +65,7 @@ DECODERS = ("base", "sft", "dpo", "grpo", "ppo")
 SOURCES = ("text", "conversations", "comparisons", "prompts", "base")
 """The data of the reader's own that a run may be given."""
 
-SETTINGS = ("vocabulary", "context", "steps", "finetuning_steps", "iterations")
+SETTINGS = ("vocabulary", "context", "steps", "finetuning_steps", "iterations", "lora")
 """The numbers that a run on such data may be given."""
 
 

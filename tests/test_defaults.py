@@ -22,6 +22,7 @@ from gptcore.exercises.exercise import Fresh
 from gptcore.finetuning import demonstrations, pack
 from gptcore.generation import SamplingConfig, generate
 from gptcore.groups import GroupConfig, GroupPolicyGradient
+from gptcore.lora import with_adapters
 from gptcore.prompts import PromptSource
 from gptcore.tokenizer import ASSISTANT
 from gptcore.training import Trainer, TrainingConfig, generator_for, sample_windows
@@ -81,6 +82,11 @@ def test_training(other_default):
         return Trainer(trained, lambda step: sample_windows(stream, stream, 2, 8, generator_for(step)), config).run()
 
     same_before_and_after(other_default, train)
+
+
+def test_adapters(other_default):
+    model = small_decoder()
+    same_before_and_after(other_default, lambda: with_adapters(model, 4).state_dict())
 
 
 def test_generation(other_default):

@@ -11,12 +11,14 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from test_chain import StopAt
 
 from gptcore import own_sizes
 from gptcore.__main__ import main
 from gptcore.chain import Chain, evaluate_folder
 from gptcore.checkpoint import load_stage
 from gptcore.files import ASSETS
+from gptcore.lora import rank_of
 from gptcore.own_curriculum import OwnCurriculum, curriculum_of
 from gptcore.own_data import read_comparisons, read_conversations
 from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
@@ -24,7 +26,8 @@ from gptcore.own_sources import Divided, Sources
 from gptcore.pieces import divide, pieces_of, texts_of
 from gptcore.published import write_transformers
 from gptcore.reward import RewardModel
-from gptcore.tokenizer import ASSISTANT
+from gptcore.tokenizer import ASSISTANT, SPECIAL_TOKENS
+from gptcore.training import Trainer
 
 MUSEUM = ASSETS / "museum"
 FEW = Wishes(steps=2, finetuning_steps=2, iterations=1, context=128, vocabulary=400)
@@ -226,12 +229,13 @@ def test_a_published_model_takes_small_steps_whatever_the_method(sources, tmp_pa
     assert config.kl_coefficient == 0.1
 
 
+@pytest.mark.parametrize("lora", [None, 4])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_published_base_model_goes_through_every_stage_and_comes_out_as_a_folder_of_transformers(
-    sources, tmp_path, family
+    sources, tmp_path, family, lora
 ):
     base = random_base(tmp_path / "published", family)
-    few = Wishes(finetuning_steps=2, iterations=1, context=128)
+    few = Wishes(steps=2, finetuning_steps=2, iterations=1, context=128, lora=lora)
     given = Sources(sources["text"], sources["conversations"], sources["comparisons"], base=base)
     report = Chain(tmp_path / "out", curriculum=OwnCurriculum(given, wishes=few), progress=False).run()
     assert report["models"] == ["base", "sft", "reward", "ppo", "second_reward"]
@@ -241,6 +245,86 @@ def test_a_published_base_model_goes_through_every_stage_and_comes_out_as_a_fold
     ids = torch.tensor([tokenizer.encode("Where is the lighthouse lamp?")])
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, model.float().cpu()(ids), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
+def test_with_lora_only_adapters_and_reward_heads_learn_in_every_stage(sources, tmp_path, monkeypatch, method):
+    base = random_base(tmp_path / "published", "llama")
+    wishes = Wishes(context=128, steps=3, finetuning_steps=3, iterations=3, lora=4)
+    curriculum = OwnCurriculum(Sources(**sources, base=base), method, wishes=wishes)
+    original, watched_stages = Chain.run_resumably, []
+
+    def watched(run, stage, worker, total):
+        before = {name: value.clone() for name, value in worker.state()[0].items()}
+        original(run, stage, worker, total)
+        after = worker.state()[0]
+        # Of a head only a reward model's has a bias.
+        heads = {name.replace("bias", part) for name in before for part in ("weight", "bias") if "head.bias" in name}
+        adapters = {name for name in before if name.endswith((".up", ".down"))}
+        changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+        assert {name for name in adapters if name.endswith(".up")} <= changed <= adapters | heads
+        averages = sum(value.numel() for name, value in after.items() if name.endswith(".exp_avg"))
+        assert averages == sum(before[name].numel() for name in adapters | heads)
+        watched_stages.append(stage)
+
+    monkeypatch.setattr(Chain, "run_resumably", watched)
+    Chain(tmp_path / "out", curriculum=curriculum, progress=False).run()
+    assert watched_stages == ["pretrain", "sft", "reward", method, "second_reward"]
+    model, tokenizer = load_stage("sft", tmp_path / "out")
+    chat = [tokenizer.special[token] for token in SPECIAL_TOKENS[:4]]
+    for weight in (model.embedding.weight, model.head.weight):
+        assert torch.pdist(weight[chat]).min() > 0.5 * weight.std()  # such rows do not learn, and start alike
+
+
+@pytest.mark.usefixtures("exact_arithmetic")
+def test_with_lora_a_run_stopped_in_fine_tuning_ends_as_one_that_was_not(sources, tmp_path, monkeypatch):
+    base, text, talk = random_base(tmp_path / "published", "llama"), sources["text"], sources["conversations"]
+    wishes = Wishes(context=128, steps=2, finetuning_steps=4, lora=4)
+
+    def run(name, resume=False):
+        curriculum = OwnCurriculum(Sources(text, talk, base=base), wishes=wishes)
+        Chain(tmp_path / name, curriculum=curriculum, progress=False).run(resume)
+        return load_stage("sft", tmp_path / name)[0].state_dict()
+
+    whole = run("whole")
+    with monkeypatch.context() as patch:
+        StopAt(patch, "sft")
+        with pytest.raises(KeyboardInterrupt):
+            run("parts")
+    assert (tmp_path / "parts" / "state.safetensors").exists()
+    parts = run("parts", resume=True)
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+
+
+def test_with_lora_steps_are_ten_times_as_long_and_a_base_model_is_needed_that_has_such_a_rank(sources, tmp_path):
+    shape = own_sizes.SIZES["minutes"].decoder
+    for published in (True, False):
+        recipe = own_recipe(Amounts(1, 1, 1), "minutes", Wishes(lora=4), shape, published)
+        whole = own_recipe(Amounts(1, 1, 1), "minutes", Wishes(), shape, published=True)
+        for stage in ("pretraining", "finetuning", "reward"):
+            assert getattr(recipe, stage).optimizer == "adamw"
+            assert getattr(recipe, stage).matrix_rate == pytest.approx(10 * getattr(whole, stage).matrix_rate)
+        assert (recipe.ppo.policy_rate, recipe.ppo.value_rate) == pytest.approx((1e-4, 1e-4))
+        assert recipe.lora == 4
+    with pytest.raises(ValueError, match="give --base FOLDER with --lora"):
+        OwnCurriculum(Sources(**sources), wishes=Wishes(lora=4))
+    with pytest.raises(ValueError, match="lora must be at least 1"):
+        Wishes(lora=0)
+    base = random_base(tmp_path / "published", "llama")
+    with pytest.raises(ValueError, match="from 1 to 16, the model's narrowest layer, got 17"):
+        OwnCurriculum(Sources(**sources, base=base), wishes=Wishes(lora=17))
+
+
+def test_the_time_of_a_run_with_lora_is_measured_with_adapters(monkeypatch):
+    learned = []
+    monkeypatch.setattr(
+        own_sizes, "Trainer", lambda model, *rest: learned.append(rank_of(model)) or Trainer(model, *rest)
+    )
+    shape = replace(own_sizes.SIZES["minutes"].decoder, context_length=16, layers=1, width=32, heads=2)
+    for rank in (None, 3):
+        recipe = own_recipe(Amounts(1, 0, 0), "minutes", Wishes(lora=rank), shape, published=True)
+        own_sizes.expected_seconds(recipe, 40, ("base",))
+    assert learned == [None, 3]
 
 
 # --- The command line ----------------------------------------------------------------------------
@@ -255,6 +339,22 @@ def test_one_command_trains_on_ones_own_data_and_says_before_what_it_will_do(sou
     assert "Talk to it:" in output.out
     _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--seed", "1", "--resume"))
     assert "holds a run with seed 0, not 1" in end
+
+
+def test_the_rank_of_lora_is_said_before_anything_is_trained_and_belongs_to_the_run(
+    sources, tmp_path, monkeypatch, capsys
+):
+    given = {**sources, "base": random_base(tmp_path / "published", "gpt2")}
+    del given["comparisons"]
+    output, end = said(monkeypatch, capsys, options(given, tmp_path / "out", "--lora", "4"))
+    assert end is None
+    assert "adapters of rank 4" in output.err
+    _, end = said(monkeypatch, capsys, options(given, tmp_path / "out", "--lora", "8", "--resume"))
+    assert "holds a run with lora 4, not 8" in end
+    assert "--lora 4" in end  # in the line that goes on with it
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "other", "--lora", "4"))
+    assert "give --base FOLDER with --lora" in end
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(sources, tmp_path, monkeypatch, capsys):

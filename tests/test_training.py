@@ -160,6 +160,17 @@ def test_head_cross_entropy_under_autocast_is_near_the_exact_one_with_float32_gr
         assert (parameter.grad - gradient).norm() < 0.02 * gradient.norm()
 
 
+def test_a_head_that_does_not_learn_gets_no_gradient_and_none_is_stored():
+    features, weight = torch.randn(300, 12, requires_grad=True), torch.randn(31, 12)
+    targets = torch.randint(31, (300,))
+    loss = head_cross_entropy(features, weight, targets)
+    assert loss.grad_fn.saved_tensors[-1] is None
+    loss.backward()
+    expected = F.cross_entropy(features @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(features.grad, torch.autograd.grad(expected, features)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_head_cross_entropy_of_huge_logits_stays_finite():
     features = torch.tensor([[1000.0], [-1000.0]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0]], requires_grad=True)
