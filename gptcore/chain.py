@@ -89,9 +89,11 @@ class Chain(Interruptible):
         wait_for_all()
         if not first:
             self.report |= json.loads((self.out / "report.json").read_text(encoding="utf-8"))
-        tokenizer = self._tokenizer()
-        if first and "scores" not in self.report and (told := self.curriculum.told(tokenizer)) and self.progress:
-            print(told, file=sys.stderr)
+        tokenizer = load_tokenizer(self.out / "tokenizer.json")
+        if "scores" not in self.report:
+            told = self.curriculum.told(tokenizer)
+            if first and told and self.progress:
+                print(told, file=sys.stderr)
         models: dict[str, Any] = {}
         for stage in self.curriculum.stages:
             models[stage] = self._stage(stage, tokenizer, models)
@@ -133,10 +135,11 @@ class Chain(Interruptible):
 
     # The stages
 
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> None:
+        """Learn it, if it is not there yet; the data are checked with it before anything is written."""
         path = self.out / "tokenizer.json"
         if "tokenizer" in self.report["stages"] and path.is_file():
-            return load_tokenizer(path)
+            return
         start = time.perf_counter()
         # At most so many: a short text allows fewer merges.
         with tqdm(total=DEFAULT_VOCABULARY_SIZE, desc="tokenizer", unit="token", disable=not self.progress) as bar:
@@ -148,9 +151,10 @@ class Chain(Interruptible):
             tokenizer = self.curriculum.learn_tokenizer(self.seed, after_merge)
             bar.total = tokenizer.vocabulary_size  # bytes and special tokens, too; fewer for a short text
             bar.update(bar.total - bar.n)
+        seconds = time.perf_counter() - start
+        self.curriculum.check(tokenizer)
         tokenizer.save(path)
-        self.folder.record_seconds("tokenizer", time.perf_counter() - start)
-        return tokenizer
+        self.folder.record_seconds("tokenizer", seconds)
 
     def _train(self, stage: str, tokenizer: Tokenizer, models: Mapping[str, Any]) -> Decoder | RewardModel:
         if stage == "base":

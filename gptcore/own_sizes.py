@@ -15,6 +15,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.machine import choose_device
 from gptcore.ppo import PPOConfig
 from gptcore.recipe import Recipe
+from gptcore.tokenizer import SMALLEST_VOCABULARY
 from gptcore.training import Trainer, TrainingConfig
 
 Size = Literal["minutes", "evening", "gpu"]
@@ -79,7 +80,8 @@ class Wishes:
     """Of reinforcement learning."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "vocabulary", "context", "steps", "finetuning_steps", "iterations", at_least=1)
+        whole_numbers(self, "context", "steps", "finetuning_steps", "iterations", at_least=1)
+        whole_numbers(self, "vocabulary", at_least=SMALLEST_VOCABULARY)
 
 
 def vocabulary_size(text_bytes: int, size: Size, wishes: Wishes) -> int:

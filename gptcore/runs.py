@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file: choose a folder with --out")
+        self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -188,8 +190,7 @@ class RunFolder:
         machine = describe_machine()
         if not started and not (resume and (self.path / "report.json").exists()):
             self.report |= self.identity | {"stages": {}, "cores": cores(), "machine": machine}
-            self.write_report()
-            return
+            return  # it is written with the first stage: the data may yet be refused
         self.report |= read_report(self.path)
         self.compare()
         if self.report.get("recipe", self.identity["recipe"]) != self.identity["recipe"]:  # older reports have none
@@ -204,8 +205,15 @@ class RunFolder:
             self.report.setdefault("resumed_on", []).append(machine)
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Let others use the folder; a new one in which nothing was written goes away."""
+        if not self._lock.is_locked:  # it was never opened
+            return
+        empty = self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]
         self._lock.release()
+        if empty:
+            with suppress(OSError):  # another run may just have begun in it
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
 
     def compare(self) -> None:
         """Refuse to go on with a run that was begun with something else.

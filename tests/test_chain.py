@@ -487,6 +487,7 @@ MODELS = [f"{stage}.safetensors" for stage in STAGES]
 def test_a_run_begun_with_other_numbers_is_not_gone_on_with(tmp_path, small_exam):
     first = run(tmp_path)
     first.folder.open(resume=False)
+    first.folder.write_report()
     first.folder.close()
     other = replace(tiny_recipe(), batch_size=3)
     with pytest.raises(ValueError, match="begun with other numbers of the recipe: put them back"):
@@ -628,9 +629,23 @@ def test_bad_input_at_the_command_line_is_one_line_that_says_what_to_do(tmp_path
 
 def test_a_failed_start_does_not_block_the_next_one(tmp_path, monkeypatch):
     (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "there").mkdir()
     for _ in range(2):  # the second time must not complain of a run that never was
-        with pytest.raises(SystemExit, match="longer text"):
-            command(monkeypatch, "train", "--out", str(tmp_path / "out"), "--text", str(tmp_path / "short.txt"))
+        for name in ("new", "there"):
+            with pytest.raises(SystemExit, match="longer text"):
+                command(monkeypatch, "train", "--out", str(tmp_path / name), "--text", str(tmp_path / "short.txt"))
+    assert not (tmp_path / "new").exists()
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {".lock"}
+
+
+def test_a_second_run_that_is_refused_does_not_take_the_folder_of_the_first_away(tmp_path):
+    first = run(tmp_path / "out")
+    first.folder.open(resume=False)  # nothing is written yet
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="a run is going on in"):
+            run(tmp_path / "out").run()
+    first.folder.close()
+    assert not (tmp_path / "out").exists()
 
 
 # --- Streams -------------------------------------------------------------------------------------
