@@ -13,6 +13,7 @@ import torch
 from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.machine import choose_device
+from gptcore.parallel import share_of
 from gptcore.ppo import PPOConfig
 from gptcore.recipe import Recipe
 from gptcore.tokenizer import SMALLEST_VOCABULARY
@@ -135,11 +136,15 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
 
 
 def expected_seconds(recipe: Recipe, vocabulary: int, stages: tuple[str, ...]) -> float:
-    """About how long a chain will take on this machine, from a few steps on noise; right within a factor of two."""
+    """About how long a chain will take on this machine, from a few steps on noise; right within a factor of two.
+
+    Several processes take these steps together; each must come here.
+    """
     shape = replace(recipe.decoder, vocabulary_size=vocabulary)
     with choose_device():
         model = Decoder(shape)
-    rows = torch.randint(vocabulary, (recipe.batch_size, shape.context_length + 1), device="cpu")
+    own = len(share_of(range(recipe.batch_size)))
+    rows = torch.randint(vocabulary, (own, shape.context_length + 1), device="cpu")
     seconds: list[float] = []
     config = replace(recipe.pretraining, steps=4)
     Trainer(model, lambda _: (rows[:, :-1], rows[:, 1:]), config).run([lambda report: seconds.append(report.seconds)])
