@@ -53,6 +53,11 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def another_ended(error: RuntimeError) -> bool:
+    """Whether an error says that another process cannot be reached any more; gloo's have no class of their own."""
+    return processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
+
+
 # --- Shares --------------------------------------------------------------------------------------
 
 
