@@ -183,6 +183,9 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise FileExistsError(f"a run is going on in {self.path}: wait for it, or choose another --out") from None
+        for name in ("report.json", "*.safetensors"):  # a run that was killed while it wrote them
+            for half_written in self.path.glob(f".{name}.*"):
+                half_written.unlink()
         started = any((self.path / f"{name}.safetensors").exists() for name in ("base", "state"))
         if started and not resume:
             line = resume_line(self.path, read_report(self.path))
