@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -118,10 +119,14 @@ def test_a_run_writes_every_model_and_a_report_with_every_key(tmp_path, small_ex
     assert "ppo_unknown_honest" in as_table(report)
 
 
-class StopAt:
-    """Stands in for a reader who presses Ctrl-C in the middle of a stage."""
+def ask_to_stop(run: chain.Chain) -> None:
+    run.stop_requested = True
 
-    def __init__(self, monkeypatch, stage: str) -> None:
+
+class StopAt:
+    """Stands in for a reader who presses Ctrl-C in the middle of a stage, or for whatever else ends a run there."""
+
+    def __init__(self, monkeypatch, stage: str, end: Callable[[chain.Chain], object] = ask_to_stop) -> None:
         original = chain.Chain.run_resumably
 
         def interrupted(run, name, worker, total):
@@ -132,7 +137,8 @@ class StopAt:
             def run_and_stop(callbacks):
                 def stop_after_second(report):
                     calls.append(report)
-                    run.stop_requested = len(calls) == 2
+                    if len(calls) == 2:
+                        end(run)
 
                 return step([stop_after_second, *callbacks])
 
