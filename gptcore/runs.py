@@ -21,13 +21,17 @@ from gptcore.machine import cores, describe_machine, peak_memory_mb
 from gptcore.parallel import rank
 
 
-def program() -> list[str]:
-    """The words with which this program was called, up to its first argument: `python -m gptcore`, or `gptcore`."""
+def program(together: bool = False) -> list[str]:
+    """The words with which this program was called, up to its first argument: `python -m gptcore`, or `gptcore`.
+
+    Args:
+        together: whether to start as many processes as `torchrun` did, where it called this one.
+    """
     called = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if called[-2:] == ["-m", "gptcore"]:
-        together = os.environ.get("WORLD_SIZE", "1")
-        if together != "1" and together == os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun called it, on one machine
-            return [_as_typed(called[0]), "-m", "torch.distributed.run", "--nproc-per-node", together, "-m", "gptcore"]
+        count = os.environ.get("WORLD_SIZE", "1")
+        if together and count != "1" and count == os.environ.get("LOCAL_WORLD_SIZE"):  # all on one machine
+            return [_as_typed(called[0]), "-m", "torch.distributed.run", "--nproc-per-node", count, "-m", "gptcore"]
         return [_as_typed(called[0]), *called[1:]]
     if len(called) == 2 and Path(called[1]).stem == "gptcore" and not Path(called[1]).is_dir():
         return [_as_typed(called[1])]
@@ -49,7 +53,7 @@ def shell_line(command: str, *flags: str, threads: int | None = None, **options:
         threads: `--threads`, which stands before the command.
         options: the others; None leaves one out.
     """
-    words = program()
+    words = program(together=command == "train")  # the others are for one
     if threads is not None:
         words += ["--threads", str(threads)]
     words.append(command)

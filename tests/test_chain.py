@@ -444,6 +444,7 @@ def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert runs.shell_line("train").startswith("python -m torch.distributed.run --nproc-per-node 2 -m gptcore train")
+    assert runs.shell_line("chat") == "python -u -m gptcore chat"
     monkeypatch.setenv("WORLD_SIZE", "4")  # on two machines: only the reader knows how
     assert runs.shell_line("train") == "python -u -m gptcore train"
 
