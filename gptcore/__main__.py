@@ -155,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--steps", type=int, help="steps of pretraining")
     own.add_argument("--finetuning-steps", type=int, help="steps of fine-tuning")
     own.add_argument("--iterations", type=int, help="iterations of reinforcement learning")
+    own.add_argument("--accumulate", type=int, help="parts in which a batch of text is read, to save memory")
     own.add_argument(
         "--skip-bad", action="store_true", help="go on without records that cannot be used, and count them"
     )

@@ -73,9 +73,13 @@ class Chain(Interruptible):
             Interrupted: if a stop was requested; the state is saved.
         """
         folder = self.folder  # nothing is written before the inputs are known to be good
-        rows = self.recipe.batch_size
+        rows, parts = self.recipe.batch_size, self.recipe.pretraining.accumulate
         if processes() > rows:
             raise ValueError(f"a batch of {rows} cannot be shared by {processes()} processes: start fewer")
+        if processes() * parts > rows:
+            raise ValueError(
+                f"of a batch of {rows} rows {parts} parts cannot be made in each process: accumulate fewer"
+            )
         try:
             return self._run(resume)
         finally:

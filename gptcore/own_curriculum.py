@@ -287,7 +287,7 @@ def curriculum_of(begun: Mapping[str, Any]) -> Curriculum:
         ValueError: if they cannot be used, or something is set that the atlas has no use for.
     """
     sources = {name: Path(begun[name]) for name in SOURCES if begun.get(name) is not None}
-    wishes = Wishes(**{name: begun.get(name) for name in SETTINGS})
+    wishes = Wishes(**{name: begun.get(name) for name in (*SETTINGS, "accumulate")})
     method, size = begun.get("method") or "ppo", begun.get("size") or "minutes"
     if sources:
         return OwnCurriculum(Sources(**sources), method, size, begun["preset"], wishes, bool(begun.get("skip_bad")))

@@ -79,9 +79,11 @@ class Wishes:
     """Of fine-tuning."""
     iterations: int | None = None
     """Of reinforcement learning."""
+    accumulate: int | None = None
+    """Parts in which a batch of text is read; one by default."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "context", "steps", "finetuning_steps", "iterations", at_least=1)
+        whole_numbers(self, "context", "steps", "finetuning_steps", "iterations", "accumulate", at_least=1)
         whole_numbers(self, "vocabulary", at_least=SMALLEST_VOCABULARY)
 
 
@@ -112,7 +114,7 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
     stages = whole.pretraining, whole.finetuning, whole.reward
     if published:
         stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=rate) for rate in (1e-4, 1e-4, 5e-5))
-    pretraining, finetuning, reward = stages
+    pretraining, finetuning = (replace(config, accumulate=wishes.accumulate or 1) for config in stages[:2])
     talk = CONVERSATION_PASSES * amounts.conversations / (1 - REPLAYED if amounts.text else 1)
     iterations = limits.iterations if wishes.iterations is None else wishes.iterations
     ppo = PPOConfig(iterations=iterations, value_iterations=min(2, iterations), rollout_size=96, minibatch_size=32)
@@ -130,7 +132,7 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         ballots=questions,
         ballot_batch_size=min(8, questions),
         reward_epochs=VOTE_PASSES,
-        reward=reward,
+        reward=stages[2],
         ppo=ppo,
     )
 

@@ -7,6 +7,7 @@ Answers are drawn and graded by all, each its share, and shown to all. Tried in 
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -128,3 +129,8 @@ def together(model: nn.Module, compute: Callable[..., Any]) -> Callable[..., Any
     if processes() == 1:
         return partial(compute, model)
     return DistributedDataParallel(_Objective(model, compute), broadcast_buffers=False)
+
+
+def alone(objective: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Context in which a backward pass from what `together` gave leaves its gradients here: a later one averages them, too."""
+    return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()

@@ -71,7 +71,7 @@ SOURCES = ("text", "conversations", "comparisons", "prompts", "base")
 """The data of the reader's own that a run may be given."""
 
 SETTINGS = ("vocabulary", "context", "steps", "finetuning_steps", "iterations")
-"""The numbers that a run on such data may be given."""
+"""The numbers that a run on such data may be given, and goes on with."""
 
 
 def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None) -> str:
@@ -81,7 +81,7 @@ def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None)
     options |= {"preset": begun["preset"], "seed": begun["seed"]}
     flags = ["--resume"]
     if len(options) > 3:  # data of the reader's own
-        options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS)}
+        options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS, "accumulate")}
         flags += ["--skip-bad"] if begun.get("skip_bad") else []
     return shell_line("train", *flags, threads=threads, **options)
 

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from test_chain import tiny_recipe as recipe_of_two_rows
+from torch.nn.parallel import DistributedDataParallel
 
 from gptcore import chain, curriculum, exam
 from gptcore.ballots import collect_ballots
@@ -34,7 +35,7 @@ def tiny_recipe() -> Recipe:
     return replace(recipe_of_two_rows(), batch_size=6)
 
 
-def losses() -> list[float]:
+def losses(parts: int = 1) -> list[float]:
     """Some steps on random text in which the windows have very different numbers of trained positions."""
     torch.manual_seed(rank())  # of no influence: the model below is made from a seed of its own
     tiny = tiny_recipe()
@@ -42,7 +43,7 @@ def losses() -> list[float]:
     targets = tokens.masked_fill(torch.arange(600) % 150 < 100, IGNORED)
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(23, context_length=tiny.decoder.context_length, layers=1, width=32, heads=2))
-    config = TrainingConfig(steps=STEPS, precision="fp32")
+    config = TrainingConfig(steps=STEPS, precision="fp32", accumulate=parts)
     return Trainer(model, text_batches((tokens, targets), tiny, seed=3), config).run()
 
 
@@ -76,9 +77,11 @@ def main(task: str, out: Path) -> None:
     join_processes()
     number = rank()
     torch.set_num_threads(1)
-    if task == "losses":
-        found = losses()
-        (out / f"losses{number}.json").write_text(json.dumps([processes(), found]))
+    if task.startswith("losses"):
+        no_sync = DistributedDataParallel.no_sync
+        with mock.patch.object(DistributedDataParallel, "no_sync", autospec=True, side_effect=no_sync) as unshared:
+            found = losses(int(task.removeprefix("losses")))
+        (out / f"losses{number}.json").write_text(json.dumps([processes(), unshared.call_count, found]))
         leave_processes()
         return
     try:
@@ -96,11 +99,14 @@ def together(task: str, out: Path, count: int = 2) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_have_the_losses_of_one(tmp_path, count):
-    together("losses", tmp_path, count)
-    counts, found = zip(*(json.loads((tmp_path / f"losses{n}.json").read_text()) for n in range(count)), strict=True)
+@pytest.mark.parametrize(("count", "parts"), [(2, 1), (3, 1), (2, 3)])
+def test_several_processes_have_the_losses_of_one(tmp_path, count, parts):
+    together(f"losses{parts}", tmp_path, count)
+    counts, unshared, found = zip(
+        *(json.loads((tmp_path / f"losses{n}.json").read_text()) for n in range(count)), strict=True
+    )
     assert counts == (count,) * count
+    assert unshared == ((parts - 1) * STEPS,) * count  # gradients are shared once a step, with the last part
     assert all(own == found[0] for own in found)
     assert found[0] == pytest.approx(losses(), abs=2e-4)
     assert len(found[0]) == STEPS

@@ -17,6 +17,7 @@ from gptcore.__main__ import main
 from gptcore.chain import Chain, evaluate_folder
 from gptcore.checkpoint import load_stage
 from gptcore.files import ASSETS
+from gptcore.loss import in_parts
 from gptcore.own_curriculum import OwnCurriculum, curriculum_of
 from gptcore.own_data import read_comparisons, read_conversations
 from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
@@ -243,6 +244,22 @@ def test_one_command_trains_on_ones_own_data_and_says_before_what_it_will_do(sou
     assert "Talk to it:" in output.out
     _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--seed", "1", "--resume"))
     assert "holds a run with seed 0, not 1" in end
+
+
+def test_a_batch_may_be_read_in_parts_and_a_run_gone_on_with_in_others(sources, tmp_path, monkeypatch, capsys):
+    text = {"text": sources["text"]}
+    parts = []
+    monkeypatch.setattr("gptcore.training.in_parts", lambda batch, count: parts.append(count) or in_parts(batch, count))
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "2"))
+    assert end is None
+    assert set(parts) == {2}
+    (tmp_path / "out" / "base.safetensors").unlink()
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "8", "--resume"))
+    assert end is None
+    assert set(parts) == {2, 8}
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "new", "--accumulate", "9"))
+    assert "of a batch of 8 rows 9 parts cannot be made" in end
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(sources, tmp_path, monkeypatch, capsys):
