@@ -30,7 +30,7 @@ from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.interruption import Interruptible, Stopwatch
 from gptcore.machine import choose_device, describe_machine
 from gptcore.own_curriculum import curriculum_of
-from gptcore.parallel import leave_processes, processes, rank, wait_for_all
+from gptcore.parallel import all_are_well, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO
 from gptcore.published_tokenizer import load_tokenizer
 from gptcore.questions import Part
@@ -88,9 +88,14 @@ class Chain(Interruptible):
     def _run(self, resume: bool) -> dict[str, Any]:
         first = rank() == 0
         if first:
-            self.folder.open(resume)
-            self._tokenizer()
-        wait_for_all()
+            try:
+                self.folder.open(resume)
+                self._tokenizer()
+            except (ValueError, OSError):
+                all_are_well(False)
+                raise
+        if not all_are_well(True):
+            sys.exit(1)  # number 0 says why
         if not first:
             self.report |= json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         tokenizer = load_tokenizer(self.out / "tokenizer.json")

@@ -105,6 +105,11 @@ def weight_of_share(count: Tensor) -> Tensor | float:
     return count / average_over_processes_(count.float().clone()).clamp(min=1 / processes())
 
 
+def all_are_well(well: bool) -> bool:
+    """Whether all processes say so; each must come here."""
+    return average_over_processes_(torch.tensor(float(well), device=choose_device())).item() == 1
+
+
 # --- Gradients -----------------------------------------------------------------------------------
 
 

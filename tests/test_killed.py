@@ -127,5 +127,13 @@ def test_where_one_of_several_is_killed_the_others_end_and_say_how_to_go_on(tmp_
     assert {"base_bits_per_byte", "ppo_kl"} <= report["scores"].keys()
 
 
+def test_where_the_first_refuses_the_others_end_without_a_word(tmp_path, data):
+    (tmp_path / "out").write_text("no folder")
+    code, said = program(tmp_path / "out", data, count=2)
+    assert code == 1
+    assert said.count("is a file: choose a folder with --out") == 1
+    assert "another process has ended" not in said
+
+
 if __name__ == "__main__":
     train_and_die()
