@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from gptcore.generation import SamplingConfig
 from gptcore.machine import set_threads
 from gptcore.own_curriculum import curriculum_of
 from gptcore.own_sizes import SIZES
-from gptcore.parallel import join_processes, rank
+from gptcore.parallel import another_ended, join_processes, processes, rank
 from gptcore.records import BadDataError
 from gptcore.runs import DECODERS, as_table, last_decoder, program, require_models, resume_line, shell_line
 from gptcore.training import generator_for
@@ -43,16 +44,27 @@ def train(arguments: argparse.Namespace) -> None:
                 print("\nStopping after this step ...", file=sys.stderr)
         run.stop()
 
+    go_on = f"go on with\n    {resume_line(arguments.out, vars(arguments), arguments.threads)}"
+    lost = f"\nStopped: another process has ended. What is done, but for the last half minute, is in {arguments.out}; {go_on}"
+    if rank() > 1:  # one of numbers 0 and 1 is left to say it, or torchrun says enough
+        lost = 1
+    handlers: dict[int, Any] = {signal.SIGINT: stop}
+    if processes() > 1:  # when one has ended, torchrun asks the others to
+        handlers[signal.SIGTERM] = lambda *_: sys.exit(lost)
     # Only the main thread may handle signals; a notebook may run this in another.
-    earlier = signal.signal(signal.SIGINT, stop) if threading.current_thread() is threading.main_thread() else None
+    heard = handlers if threading.current_thread() is threading.main_thread() else {}
+    earlier = {number: signal.signal(number, handler) for number, handler in heard.items()}
     try:
         report = run.run(arguments.resume)
     except KeyboardInterrupt:
-        line = resume_line(arguments.out, vars(arguments), arguments.threads)
-        sys.exit(f"\nStopped. What is done is in {arguments.out}; go on with\n    {line}" if first else 1)
+        sys.exit(f"\nStopped. What is done is in {arguments.out}; {go_on}" if first else 1)
+    except RuntimeError as error:
+        if not another_ended(error):
+            raise
+        sys.exit(lost)
     finally:
-        if earlier is not None:
-            signal.signal(signal.SIGINT, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     if not first:
         return
     print(as_table(report))
@@ -143,6 +155,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--steps", type=int, help="steps of pretraining")
     own.add_argument("--finetuning-steps", type=int, help="steps of fine-tuning")
     own.add_argument("--iterations", type=int, help="iterations of reinforcement learning")
+    own.add_argument("--accumulate", type=int, help="parts in which a batch of text is read, to save memory")
     own.add_argument(
         "--lora", type=int, metavar="RANK", help="train adapters of that rank beside the weights of --base"
     )

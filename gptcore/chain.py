@@ -31,7 +31,7 @@ from gptcore.interruption import Interruptible, Stopwatch
 from gptcore.lora import merged, tell_chat_tokens_apart, with_adapters
 from gptcore.machine import choose_device, describe_machine
 from gptcore.own_curriculum import curriculum_of
-from gptcore.parallel import leave_processes, processes, rank, wait_for_all
+from gptcore.parallel import all_are_well, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO
 from gptcore.published_tokenizer import load_tokenizer
 from gptcore.questions import Part
@@ -74,9 +74,13 @@ class Chain(Interruptible):
             Interrupted: if a stop was requested; the state is saved.
         """
         folder = self.folder  # nothing is written before the inputs are known to be good
-        rows = self.recipe.batch_size
+        rows, parts = self.recipe.batch_size, self.recipe.pretraining.accumulate
         if processes() > rows:
             raise ValueError(f"a batch of {rows} cannot be shared by {processes()} processes: start fewer")
+        if processes() * parts > rows:
+            raise ValueError(
+                f"of a batch of {rows} rows {parts} parts cannot be made in each process: accumulate fewer"
+            )
         try:
             return self._run(resume)
         finally:
@@ -85,14 +89,21 @@ class Chain(Interruptible):
     def _run(self, resume: bool) -> dict[str, Any]:
         first = rank() == 0
         if first:
-            self.folder.open(resume)
-            self._tokenizer()
-        wait_for_all()
+            try:
+                self.folder.open(resume)
+                self._tokenizer()
+            except (ValueError, OSError):
+                all_are_well(False)
+                raise
+        if not all_are_well(True):
+            sys.exit(1)  # number 0 says why
         if not first:
             self.report |= json.loads((self.out / "report.json").read_text(encoding="utf-8"))
-        tokenizer = self._tokenizer()
-        if first and "scores" not in self.report and (told := self.curriculum.told(tokenizer)) and self.progress:
-            print(told, file=sys.stderr)
+        tokenizer = load_tokenizer(self.out / "tokenizer.json")
+        if "scores" not in self.report:
+            told = self.curriculum.told(tokenizer)
+            if first and told and self.progress:
+                print(told, file=sys.stderr)
         models: dict[str, Any] = {}
         for stage in self.curriculum.stages:
             models[stage] = self._stage(stage, tokenizer, models)
@@ -134,10 +145,11 @@ class Chain(Interruptible):
 
     # The stages
 
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> None:
+        """Learn it, if it is not there yet; the data are checked with it before anything is written."""
         path = self.out / "tokenizer.json"
         if "tokenizer" in self.report["stages"] and path.is_file():
-            return load_tokenizer(path)
+            return
         start = time.perf_counter()
         # At most so many: a short text allows fewer merges.
         with tqdm(total=DEFAULT_VOCABULARY_SIZE, desc="tokenizer", unit="token", disable=not self.progress) as bar:
@@ -149,9 +161,10 @@ class Chain(Interruptible):
             tokenizer = self.curriculum.learn_tokenizer(self.seed, after_merge)
             bar.total = tokenizer.vocabulary_size  # bytes and special tokens, too; fewer for a short text
             bar.update(bar.total - bar.n)
+        seconds = time.perf_counter() - start
+        self.curriculum.check(tokenizer)
         tokenizer.save(path)
-        self.folder.record_seconds("tokenizer", time.perf_counter() - start)
-        return tokenizer
+        self.folder.record_seconds("tokenizer", seconds)
 
     def _train(self, stage: str, tokenizer: Tokenizer, models: Mapping[str, Any]) -> Decoder | RewardModel:
         if stage == "base":

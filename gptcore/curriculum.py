@@ -75,12 +75,16 @@ class Curriculum(Protocol):
         """What a reward model learns from: `reward`, or `second_reward`, whose votes are others."""
         ...
 
-    def told(self, tokenizer: Tokenizer, /) -> str:
-        """What people should know before anything is trained; "" for nothing.
+    def check(self, tokenizer: Tokenizer, /) -> None:
+        """Refuse data of which nothing can come; before anything is written.
 
         Raises:
-            ValueError: if nothing can come of it.
+            ValueError: if a stage would have nothing to learn from.
         """
+        ...
+
+    def told(self, tokenizer: Tokenizer, /) -> str:
+        """What people should know before anything is trained; "" for nothing. Each process must come here."""
         ...
 
     def prompts(self, tokenizer: Tokenizer, /) -> Prompts:
@@ -138,6 +142,9 @@ class AtlasCurriculum:
     def ballots(self, _judge: str, sft: Decoder, tokenizer: Tokenizer, seed: int) -> Iterator[Ballot]:
         """Votes of simulated voters, on answers of the model and written ones."""
         return collect_ballots(sft, tokenizer, PromptSource("train"), self.recipe.ballots, seed)
+
+    def check(self, _tokenizer: Tokenizer) -> None:
+        """Nothing."""
 
     def told(self, _tokenizer: Tokenizer) -> str:
         """Nothing."""

@@ -19,6 +19,9 @@ from gptcore.parallel import average_over_processes_, rank
 from gptcore.ppo import PPO, Diagnostics
 from gptcore.training import StepReport, Trainer
 
+SAVE_EVERY = 30
+"""Seconds after which a state is saved: no more, and a step, is lost if the process is killed."""
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C; what was done is saved up to the last step, or, if it was pressed twice, the last half minute."""
@@ -100,7 +103,7 @@ class Interruptible:
                 bar.set_postfix(score=f"{report.score:.2f}", kl=f"{report.kl:.1f}")
             # Ctrl-C may reach one process a step before the others: stop together.
             stop = average_over_processes_(torch.tensor(float(self.stop_requested), device=choose_device())) > 0
-            if rank() == 0 and (stop or time.perf_counter() - last_save > 30):
+            if rank() == 0 and (stop or time.perf_counter() - last_save > SAVE_EVERY):
                 tensors, state = worker.state()
                 seconds = self.stopwatch.seconds
                 save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})

@@ -40,6 +40,22 @@ def language_model_loss(model: Decoder, batch: tuple[Tensor, Tensor]) -> Tensor:
     return total / average_over_processes_(trained.sum().float()).clamp(min=1)
 
 
+def in_parts(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[tuple[Tensor, Tensor], float]]:
+    """A batch of text in parts of a few rows, of which one at a time is in memory.
+
+    Args:
+        batch: inputs and targets `(B, T)`.
+        count: parts; at most `B`.
+
+    Returns:
+        each part with its weight: the weighted mean losses of all parts sum to the mean loss of the batch.
+    """
+    parts = list(zip(*(whole.tensor_split(count) for whole in batch), strict=True))
+    trained = torch.tensor([float((targets != IGNORED).sum()) for _, targets in parts], device="cpu")
+    trained = average_over_processes_(trained)
+    return list(zip(parts, (trained / trained.sum().clamp(min=1)).tolist(), strict=True))
+
+
 def chosen_log_probabilities(
     head: nn.Linear, features: Tensor, tokens: Tensor, mask: Tensor, temperature: float = 1.0
 ) -> Tensor:

@@ -208,32 +208,48 @@ class OwnCurriculum:
         """The prompts given, or the questions of the comparisons: those that fit."""
         return OwnPrompts(list(self._askable(tokenizer, self._seen.prompts)))
 
-    def told(self, tokenizer: Tokenizer) -> str:
-        """What there is, what is left out, and how long it will take, for people; before anything is trained."""
-        recipe, shape = self.recipe, self.recipe.decoder
+    def _counts(self, tokenizer: Tokenizer) -> list[tuple[str, int, int]]:
+        """Of what must fit into the context: its name, how many fit, and how many there are."""
         votes = [*self._seen.votes, *self._seen.second_votes]
         fitting, asked = (
             self._fitting(tokenizer, self._seen.conversations),
             self._askable(tokenizer, self._seen.prompts),
         )
+        return [
+            ("conversations", len(fitting), len(self._seen.conversations)),
+            ("questions with votes", len(self._as_ballots(votes, tokenizer)), len(questions_of(votes))),
+            ("prompts", len(asked), len(self._seen.prompts)),
+        ]
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Refuse a text shorter than a row, and a context into which nothing fits."""
+        context = self.recipe.decoder.context_length
+        if self.recipe.pretraining.steps:
+            row = documents_as_tokens(tokenizer, self._seen.text, context + 1)
+            text_batches((row, row), self.recipe, 0)
+        for name, fitting, all_of_them in self._counts(tokenizer):
+            if all_of_them and not fitting:
+                raise ValueError(f"none of the {name} fits into {context} tokens: give a larger --context")
+        for votes in filter(None, (self._seen.votes, self._seen.second_votes)):
+            if len(self._as_ballots(votes, tokenizer)) < 2:  # the rewards of one have no scale
+                raise ValueError(
+                    f"each judge needs votes on at least 2 questions that fit into {context} tokens: "
+                    "give more --comparisons or a larger --context"
+                )
+
+    def told(self, tokenizer: Tokenizer) -> str:
+        """What there is, what is left out, and how long it will take."""
+        recipe, shape = self.recipe, self.recipe.decoder
         lines = [*self._passed_over[:10]]
         if len(self._passed_over) > 10:
             lines.append(f"and {len(self._passed_over) - 10:,} more")
         if self._passed_over:
             lines.append(f"{len(self._passed_over):,} records are left out")
-        for name, short, all_of_them in (
-            ("conversations", len(fitting), len(self._seen.conversations)),
-            ("questions with votes", len(self._as_ballots(votes, tokenizer)), len(questions_of(votes))),
-            ("prompts", len(asked), len(self._seen.prompts)),
-        ):
-            if short < all_of_them:
-                lines.append(
-                    f"{all_of_them - short:,} of {all_of_them:,} {name} do not fit into {shape.context_length} tokens"
-                )
-                if not short:
-                    raise ValueError(
-                        f"none of the {name} fits into {shape.context_length} tokens: give a larger --context"
-                    )
+        lines += [
+            f"{all_of_them - fitting:,} of {all_of_them:,} {name} do not fit into {shape.context_length} tokens"
+            for name, fitting, all_of_them in self._counts(tokenizer)
+            if fitting < all_of_them
+        ]
         amounts = (
             f"{sum(map(len, self._seen.text)):,} characters of text, {len(self._seen.conversations):,} conversations"
         )
@@ -281,7 +297,7 @@ def curriculum_of(begun: Mapping[str, Any]) -> Curriculum:
         ValueError: if they cannot be used, or something is set that the atlas has no use for.
     """
     sources = {name: Path(begun[name]) for name in SOURCES if begun.get(name) is not None}
-    wishes = Wishes(**{name: begun.get(name) for name in SETTINGS})
+    wishes = Wishes(**{name: begun.get(name) for name in (*SETTINGS, "accumulate")})
     method, size = begun.get("method") or "ppo", begun.get("size") or "minutes"
     if sources:
         return OwnCurriculum(Sources(**sources), method, size, begun["preset"], wishes, bool(begun.get("skip_bad")))

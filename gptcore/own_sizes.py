@@ -14,8 +14,10 @@ from gptcore.checks import whole_numbers
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.lora import with_adapters
 from gptcore.machine import choose_device
+from gptcore.parallel import share_of
 from gptcore.ppo import PPOConfig
 from gptcore.recipe import Recipe
+from gptcore.tokenizer import SMALLEST_VOCABULARY
 from gptcore.training import Trainer, TrainingConfig
 
 Size = Literal["minutes", "evening", "gpu"]
@@ -80,9 +82,13 @@ class Wishes:
     """Of reinforcement learning."""
     lora: int | None = None
     """Rank of the adapters that learn in place of the base model's weights."""
+    accumulate: int | None = None
+    """Parts in which a batch of text is read; one by default."""
 
     def __post_init__(self) -> None:
-        whole_numbers(self, "vocabulary", "context", "steps", "finetuning_steps", "iterations", "lora", at_least=1)
+        names = "context", "steps", "finetuning_steps", "iterations", "lora", "accumulate"
+        whole_numbers(self, *names, at_least=1)
+        whole_numbers(self, "vocabulary", at_least=SMALLEST_VOCABULARY)
 
 
 def vocabulary_size(text_bytes: int, size: Size, wishes: Wishes) -> int:
@@ -115,7 +121,7 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
     if careful := published or wishes.lora is not None:
         rates = (1e-4, 1e-4, 5e-5)
         stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=longer * rate) for rate in rates)
-    pretraining, finetuning, reward = stages
+    pretraining, finetuning = (replace(config, accumulate=wishes.accumulate or 1) for config in stages[:2])
     talk = CONVERSATION_PASSES * amounts.conversations / (1 - REPLAYED if amounts.text else 1)
     iterations = limits.iterations if wishes.iterations is None else wishes.iterations
     ppo = PPOConfig(iterations=iterations, value_iterations=min(2, iterations), rollout_size=96, minibatch_size=32)
@@ -133,20 +139,24 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         ballots=questions,
         ballot_batch_size=min(8, questions),
         reward_epochs=VOTE_PASSES,
-        reward=reward,
+        reward=stages[2],
         ppo=ppo,
         lora=wishes.lora,
     )
 
 
 def expected_seconds(recipe: Recipe, vocabulary: int, stages: tuple[str, ...]) -> float:
-    """About how long a chain will take on this machine, from a few steps on noise; right within a factor of two."""
+    """About how long a chain will take on this machine, from a few steps on noise; right within a factor of two.
+
+    Several processes take these steps together; each must come here.
+    """
     shape = replace(recipe.decoder, vocabulary_size=vocabulary)
     with choose_device():
         model = Decoder(shape)
     if recipe.lora is not None:
         model = with_adapters(model, recipe.lora)
-    rows = torch.randint(vocabulary, (recipe.batch_size, shape.context_length + 1), device="cpu")
+    own = len(share_of(range(recipe.batch_size)))
+    rows = torch.randint(vocabulary, (own, shape.context_length + 1), device="cpu")
     seconds: list[float] = []
     config = replace(recipe.pretraining, steps=4)
     Trainer(model, lambda _: (rows[:, :-1], rows[:, 1:]), config).run([lambda report: seconds.append(report.seconds)])

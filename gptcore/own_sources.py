@@ -136,7 +136,9 @@ class Divided:
     def _divide_votes(self, votes: Sequence[Comparison]) -> None:
         """No question is in two parts."""
         asked, held_out = divide(questions_of(votes), "comparisons")
-        second = set(random.Random("second judge").sample(asked, len(asked) // 3))
+        third = len(asked) // 3
+        # A judge of one question has no scale.
+        second = set(random.Random("second judge").sample(asked, third if third > 1 else 0))
         place = dict.fromkeys(asked, self.seen.votes) | dict.fromkeys(held_out, self.held_out.votes)
         place |= dict.fromkeys(second, self.seen.second_votes)
         for vote in votes:

@@ -7,6 +7,7 @@ Answers are drawn and graded by all, each its share, and shown to all. Tried in 
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -51,6 +52,11 @@ def wait_for_all() -> None:
     """Go on when every process has come here."""
     if processes() > 1:
         dist.barrier()
+
+
+def another_ended(error: RuntimeError) -> bool:
+    """Whether an error says that another process cannot be reached any more; gloo's have no class of their own."""
+    return processes() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
 
 # --- Shares --------------------------------------------------------------------------------------
@@ -99,6 +105,11 @@ def weight_of_share(count: Tensor) -> Tensor | float:
     return count / average_over_processes_(count.float().clone()).clamp(min=1 / processes())
 
 
+def all_are_well(well: bool) -> bool:
+    """Whether all processes say so; each must come here."""
+    return average_over_processes_(torch.tensor(float(well), device=choose_device())).item() == 1
+
+
 # --- Gradients -----------------------------------------------------------------------------------
 
 
@@ -123,3 +134,8 @@ def together(model: nn.Module, compute: Callable[..., Any]) -> Callable[..., Any
     if processes() == 1:
         return partial(compute, model)
     return DistributedDataParallel(_Objective(model, compute), broadcast_buffers=False)
+
+
+def alone(objective: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """Context in which a backward pass from what `together` gave leaves its gradients here: a later one averages them, too."""
+    return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()

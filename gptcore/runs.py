@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from gptcore.machine import cores, describe_machine, peak_memory_mb
 from gptcore.parallel import rank
 
 
-def program() -> list[str]:
-    """The words with which this program was called, up to its first argument: `python -m gptcore`, or `gptcore`."""
+def program(together: bool = False) -> list[str]:
+    """The words with which this program was called, up to its first argument: `python -m gptcore`, or `gptcore`.
+
+    Args:
+        together: whether to start as many processes as `torchrun` did, where it called this one.
+    """
     called = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if called[-2:] == ["-m", "gptcore"]:
-        together = os.environ.get("WORLD_SIZE", "1")
-        if together != "1" and together == os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun called it, on one machine
-            return [_as_typed(called[0]), "-m", "torch.distributed.run", "--nproc-per-node", together, "-m", "gptcore"]
+        count = os.environ.get("WORLD_SIZE", "1")
+        if together and count != "1" and count == os.environ.get("LOCAL_WORLD_SIZE"):  # all on one machine
+            return [_as_typed(called[0]), "-m", "torch.distributed.run", "--nproc-per-node", count, "-m", "gptcore"]
         return [_as_typed(called[0]), *called[1:]]
     if len(called) == 2 and Path(called[1]).stem == "gptcore" and not Path(called[1]).is_dir():
         return [_as_typed(called[1])]
@@ -48,7 +53,7 @@ def shell_line(command: str, *flags: str, threads: int | None = None, **options:
         threads: `--threads`, which stands before the command.
         options: the others; None leaves one out.
     """
-    words = program()
+    words = program(together=command == "train")  # the others are for one
     if threads is not None:
         words += ["--threads", str(threads)]
     words.append(command)
@@ -66,7 +71,7 @@ SOURCES = ("text", "conversations", "comparisons", "prompts", "base")
 """The data of the reader's own that a run may be given."""
 
 SETTINGS = ("vocabulary", "context", "steps", "finetuning_steps", "iterations", "lora")
-"""The numbers that a run on such data may be given."""
+"""The numbers that a run on such data may be given, and goes on with."""
 
 
 def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None) -> str:
@@ -76,7 +81,7 @@ def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None)
     options |= {"preset": begun["preset"], "seed": begun["seed"]}
     flags = ["--resume"]
     if len(options) > 3:  # data of the reader's own
-        options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS)}
+        options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS, "accumulate")}
         flags += ["--skip-bad"] if begun.get("skip_bad") else []
     return shell_line("train", *flags, threads=threads, **options)
 
@@ -176,11 +181,15 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file: choose a folder with --out")
+        self._is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise FileExistsError(f"a run is going on in {self.path}: wait for it, or choose another --out") from None
+        for name in ("report.json", "*.safetensors"):  # a run that was killed while it wrote them
+            for half_written in self.path.glob(f".{name}.*"):
+                half_written.unlink()
         started = any((self.path / f"{name}.safetensors").exists() for name in ("base", "state"))
         if started and not resume:
             line = resume_line(self.path, read_report(self.path))
@@ -188,8 +197,7 @@ class RunFolder:
         machine = describe_machine()
         if not started and not (resume and (self.path / "report.json").exists()):
             self.report |= self.identity | {"stages": {}, "cores": cores(), "machine": machine}
-            self.write_report()
-            return
+            return  # it is written with the first stage: the data may yet be refused
         self.report |= read_report(self.path)
         self.compare()
         if self.report.get("recipe", self.identity["recipe"]) != self.identity["recipe"]:  # older reports have none
@@ -204,8 +212,15 @@ class RunFolder:
             self.report.setdefault("resumed_on", []).append(machine)
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Let others use the folder; a new one in which nothing was written goes away."""
+        if not self._lock.is_locked:  # it was never opened
+            return
+        empty = self._is_new and [path.name for path in self.path.iterdir()] == [".lock"]
         self._lock.release()
+        if empty:
+            with suppress(OSError):  # another run may just have begun in it
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
 
     def compare(self) -> None:
         """Refuse to go on with a run that was begun with something else.

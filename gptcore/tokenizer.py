@@ -17,6 +17,9 @@ from gptcore.bpe import PATTERN, Pair, apply_merges, learn_merges, split_words
 END_OF_TEXT, USER, ASSISTANT, END, PAD = "<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, USER, ASSISTANT, END, PAD)
 
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+"""All bytes, so that any text can be read, and the special tokens."""
+
 DEFAULT_VOCABULARY_SIZE = 4096
 """Short sequences, and the tokens that are used still frequent enough to be learned (chapter 4)."""
 
@@ -93,11 +96,10 @@ class Tokenizer:
         Raises:
             ValueError: if the size leaves no room for the bytes and the special tokens.
         """
-        smallest = 256 + len(SPECIAL_TOKENS)
-        if vocabulary_size < smallest:
-            raise ValueError(f"a byte-level vocabulary needs at least {smallest} ids, got {vocabulary_size}")
+        if vocabulary_size < SMALLEST_VOCABULARY:
+            raise ValueError(f"a byte-level vocabulary needs at least {SMALLEST_VOCABULARY} ids, got {vocabulary_size}")
         read = map(cls([], folding).normalised, texts)
-        return cls(learn_merges(read, vocabulary_size - smallest, after_merge), folding)
+        return cls(learn_merges(read, vocabulary_size - SMALLEST_VOCABULARY, after_merge), folding)
 
     def normalised(self, text: str) -> str:
         """What a text is read as; with folding "WHAT IS THE CAPITAL" as "what IS THE capital": names like USA are short."""

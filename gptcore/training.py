@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from gptcore.checks import choice, numbers, whole_numbers
-from gptcore.loss import language_model_loss
+from gptcore.loss import in_parts, language_model_loss
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
 from gptcore.optimizers import Muon, backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import average_over_processes_, together
+from gptcore.parallel import alone, average_over_processes_, together
 
 # --- Batches -------------------------------------------------------------------------------------
 
@@ -97,10 +97,13 @@ class TrainingConfig:
     """Precision of the matrix products; None for what is fast on this machine."""
     seed: int = 0
     """Seed of everything random in the stage."""
+    accumulate: int = field(default=1, repr=False)  # no part of what identifies a recipe: it learns the same
+    """Parts in which a batch of text is read, one after the other, where it does not fit into memory as a whole."""
 
     def __post_init__(self) -> None:
         whole_numbers(self, "steps", "warmup_steps", at_least=0)
         whole_numbers(self, "seed")
+        whole_numbers(self, "accumulate", at_least=1)
         numbers(self, "matrix_rate", "embedding_rate", "head_rate", "scalar_rate", "weight_decay", at_least=0)
         numbers(self, "decay_share", at_least=0, at_most=1)
         numbers(self, "clip_norm", above=0, finite=False)  # infinite: nothing is clipped
@@ -196,6 +199,8 @@ class Trainer:
     """The loss of every step so far."""
 
     def __post_init__(self) -> None:
+        if self.config.accumulate > 1 and self.loss_function is not language_model_loss:
+            raise ValueError("only batches of text can be read in parts: accumulate must be 1")
         self.optimizers = make_optimizers(self.model, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -228,9 +233,7 @@ class Trainer:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_rate"] * factor
-            with autocast(self.precision):
-                loss = self._loss(self.batch_at(self.step))
-            shown = average_over_processes_(loss.detach().clone()).item()
+            loss, shown = self._read(self.batch_at(self.step))
             if not math.isfinite(shown):
                 raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")
             norm = backward_and_step(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
@@ -239,6 +242,24 @@ class Trainer:
             for callback in callbacks:
                 callback(report)
         return self.losses
+
+    def _read(self, batch: Any) -> tuple[Tensor, float]:
+        """The loss of the batch's last part, to go backwards from (earlier ones have left their gradients); and of the whole."""
+        count, shown = self.config.accumulate, 0.0
+        *earlier, (last, weight) = in_parts(batch, count) if count > 1 else [(batch, 1.0)]
+        for part, its_weight in earlier:
+            with alone(self._loss):
+                loss, found = self._loss_of(part, its_weight)
+                self.scaler.scale(loss).backward()
+            shown += found
+        loss, found = self._loss_of(last, weight)
+        return loss, shown + found
+
+    def _loss_of(self, part: Any, weight: float) -> tuple[Tensor, float]:
+        """What a part adds to the loss, as a tensor to go backwards from, and as the mean of all processes."""
+        with autocast(self.precision):
+            loss = self._loss(part) * weight
+        return loss, average_over_processes_(loss.detach().clone()).item()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -118,10 +119,14 @@ def test_a_run_writes_every_model_and_a_report_with_every_key(tmp_path, small_ex
     assert "ppo_unknown_honest" in as_table(report)
 
 
-class StopAt:
-    """Stands in for a reader who presses Ctrl-C in the middle of a stage."""
+def ask_to_stop(run: chain.Chain) -> None:
+    run.stop_requested = True
 
-    def __init__(self, monkeypatch, stage: str) -> None:
+
+class StopAt:
+    """Stands in for a reader who presses Ctrl-C in the middle of a stage, or for whatever else ends a run there."""
+
+    def __init__(self, monkeypatch, stage: str, end: Callable[[chain.Chain], object] = ask_to_stop) -> None:
         original = chain.Chain.run_resumably
 
         def interrupted(run, name, worker, total):
@@ -132,7 +137,8 @@ class StopAt:
             def run_and_stop(callbacks):
                 def stop_after_second(report):
                     calls.append(report)
-                    run.stop_requested = len(calls) == 2
+                    if len(calls) == 2:
+                        end(run)
 
                 return step([stop_after_second, *callbacks])
 
@@ -438,6 +444,7 @@ def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert runs.shell_line("train").startswith("python -m torch.distributed.run --nproc-per-node 2 -m gptcore train")
+    assert runs.shell_line("chat") == "python -u -m gptcore chat"
     monkeypatch.setenv("WORLD_SIZE", "4")  # on two machines: only the reader knows how
     assert runs.shell_line("train") == "python -u -m gptcore train"
 
@@ -487,6 +494,7 @@ MODELS = [f"{stage}.safetensors" for stage in STAGES]
 def test_a_run_begun_with_other_numbers_is_not_gone_on_with(tmp_path, small_exam):
     first = run(tmp_path)
     first.folder.open(resume=False)
+    first.folder.write_report()
     first.folder.close()
     other = replace(tiny_recipe(), batch_size=3)
     with pytest.raises(ValueError, match="begun with other numbers of the recipe: put them back"):
@@ -628,9 +636,23 @@ def test_bad_input_at_the_command_line_is_one_line_that_says_what_to_do(tmp_path
 
 def test_a_failed_start_does_not_block_the_next_one(tmp_path, monkeypatch):
     (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "there").mkdir()
     for _ in range(2):  # the second time must not complain of a run that never was
-        with pytest.raises(SystemExit, match="longer text"):
-            command(monkeypatch, "train", "--out", str(tmp_path / "out"), "--text", str(tmp_path / "short.txt"))
+        for name in ("new", "there"):
+            with pytest.raises(SystemExit, match="longer text"):
+                command(monkeypatch, "train", "--out", str(tmp_path / name), "--text", str(tmp_path / "short.txt"))
+    assert not (tmp_path / "new").exists()
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {".lock"}
+
+
+def test_a_second_run_that_is_refused_does_not_take_the_folder_of_the_first_away(tmp_path):
+    first = run(tmp_path / "out")
+    first.folder.open(resume=False)  # nothing is written yet
+    for _ in range(2):
+        with pytest.raises(FileExistsError, match="a run is going on in"):
+            run(tmp_path / "out").run()
+    first.folder.close()
+    assert not (tmp_path / "out").exists()
 
 
 # --- Streams -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from test_chain import tiny_recipe as recipe_of_two_rows
+from torch.nn.parallel import DistributedDataParallel
 
 from gptcore import chain, curriculum, exam
 from gptcore.ballots import collect_ballots
@@ -35,7 +37,7 @@ def tiny_recipe() -> Recipe:
     return replace(recipe_of_two_rows(), batch_size=6)
 
 
-def losses(task: str) -> list[float]:
+def losses(task: str = "losses", parts: int = 1) -> list[float]:
     """Some steps on random text in which the windows have very different numbers of trained positions."""
     torch.manual_seed(rank())  # of no influence: the model below is made from a seed of its own
     tiny = tiny_recipe()
@@ -43,7 +45,7 @@ def losses(task: str) -> list[float]:
     targets = tokens.masked_fill(torch.arange(600) % 150 < 100, IGNORED)
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(23, context_length=tiny.decoder.context_length, layers=1, width=32, heads=2))
-    config = TrainingConfig(steps=STEPS, precision="fp32")
+    config = TrainingConfig(steps=STEPS, precision="fp32", accumulate=parts)
     if task == "lora":
         torch.nn.init.normal_(model.head.weight, std=0.3)  # it stays as it is: at 0 nothing could be learned
         model, config = with_adapters(model, 4), replace(config, optimizer="adamw", matrix_rate=0.003)
@@ -80,9 +82,12 @@ def main(task: str, out: Path) -> None:
     join_processes()
     number = rank()
     torch.set_num_threads(1)
-    if task in ("losses", "lora"):
-        found = losses(task)
-        (out / f"losses{number}.json").write_text(json.dumps([processes(), found]))
+    if task.startswith(("losses", "lora")):
+        kind, parts = re.fullmatch(r"(losses|lora)(\d)", task).groups()
+        no_sync = DistributedDataParallel.no_sync
+        with mock.patch.object(DistributedDataParallel, "no_sync", autospec=True, side_effect=no_sync) as unshared:
+            found = losses(kind, int(parts))
+        (out / f"losses{number}.json").write_text(json.dumps([processes(), unshared.call_count, found]))
         leave_processes()
         return
     try:
@@ -100,11 +105,16 @@ def together(task: str, out: Path, count: int = 2) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("task", "count"), [("losses", 2), ("losses", 3), ("lora", 2)])
-def test_several_processes_have_the_losses_of_one(tmp_path, task, count):
-    together(task, tmp_path, count)
-    counts, found = zip(*(json.loads((tmp_path / f"losses{n}.json").read_text()) for n in range(count)), strict=True)
+@pytest.mark.parametrize(
+    ("task", "count", "parts"), [("losses", 2, 1), ("losses", 3, 1), ("losses", 2, 3), ("lora", 2, 1)]
+)
+def test_several_processes_have_the_losses_of_one(tmp_path, task, count, parts):
+    together(f"{task}{parts}", tmp_path, count)
+    counts, unshared, found = zip(
+        *(json.loads((tmp_path / f"losses{n}.json").read_text()) for n in range(count)), strict=True
+    )
     assert counts == (count,) * count
+    assert unshared == ((parts - 1) * STEPS,) * count  # gradients are shared once a step, with the last part
     assert all(own == found[0] for own in found)
     assert found[0] == pytest.approx(losses(task), abs=2e-4)
     assert len(found[0]) == STEPS

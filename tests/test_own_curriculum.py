@@ -19,6 +19,7 @@ from gptcore.chain import Chain, evaluate_folder
 from gptcore.checkpoint import load_stage
 from gptcore.files import ASSETS
 from gptcore.lora import rank_of
+from gptcore.loss import in_parts
 from gptcore.own_curriculum import OwnCurriculum, curriculum_of
 from gptcore.own_data import read_comparisons, read_conversations
 from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
@@ -31,6 +32,7 @@ from gptcore.training import Trainer
 
 MUSEUM = ASSETS / "museum"
 FEW = Wishes(steps=2, finetuning_steps=2, iterations=1, context=128, vocabulary=400)
+LONG = replace(FEW, context=256)
 VOTES = 30
 
 
@@ -357,6 +359,22 @@ def test_the_rank_of_lora_is_said_before_anything_is_trained_and_belongs_to_the_
     assert not (tmp_path / "other").exists()
 
 
+def test_a_batch_may_be_read_in_parts_and_a_run_gone_on_with_in_others(sources, tmp_path, monkeypatch, capsys):
+    text = {"text": sources["text"]}
+    parts = []
+    monkeypatch.setattr("gptcore.training.in_parts", lambda batch, count: parts.append(count) or in_parts(batch, count))
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "2"))
+    assert end is None
+    assert set(parts) == {2}
+    (tmp_path / "out" / "base.safetensors").unlink()
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "8", "--resume"))
+    assert end is None
+    assert set(parts) == {2, 8}
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "new", "--accumulate", "9"))
+    assert "of a batch of 8 rows 9 parts cannot be made" in end
+    assert not (tmp_path / "new").exists()
+
+
 def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(sources, tmp_path, monkeypatch, capsys):
     with sources["conversations"].open("a", encoding="utf-8") as file:
         file.write('{"messages": [{"role": "user", "content": "no answer"}]}\n{"messages": 3}\n')
@@ -368,6 +386,38 @@ def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(source
     output, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--skip-bad"))
     assert end is None
     assert "2 records are left out" in output.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--vocabulary", "260"], "vocabulary must be at least 261"),
+        (["--context", "8"], "none of the conversations fits into 8 tokens: give a larger --context"),
+        (["--context", "9000"], "give a longer text or a smaller context length"),
+        (["--comparisons", "ONE", "--context", "256"], "each judge needs votes on at least 2 questions that fit"),
+        (["--comparisons", "TWO"], "each judge needs votes on at least 2 questions that fit"),  # one of them fits
+        (["--comparisons", "SIX"], "each judge needs votes on at least 2 questions that fit"),  # the second gets one
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_anything_is_written(
+    sources, tmp_path, monkeypatch, capsys, given, message
+):
+    lines = sources["comparisons"].read_text(encoding="utf-8").splitlines(keepends=True)  # each another question
+    for name, count in (("ONE", 1), ("TWO", 2), ("SIX", 6)):
+        (tmp_path / name).write_text("".join(lines[:count]), encoding="utf-8")
+    given = [str(tmp_path / word) if word.isupper() else word for word in given]
+    monkeypatch.setattr(Chain, "_train", lambda *_: pytest.fail("trained before the data were checked"))
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", *given))
+    assert message in end
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("questions", "judges"), [(2, 1), (5, 1), (6, 2)])
+def test_a_second_judge_is_made_only_where_it_gets_two_questions(sources, tmp_path, questions, judges):
+    lines = sources["comparisons"].read_text(encoding="utf-8").splitlines(keepends=True)
+    sources["comparisons"].write_text("".join(lines[:questions]), encoding="utf-8")
+    run = Chain(tmp_path / "out", curriculum=OwnCurriculum(Sources(**sources), wishes=LONG), progress=False)
+    assert run.run()["models"] == ["base", "sft", "reward", "ppo", *["second_reward"] * (judges - 1)]
 
 
 def test_data_that_changed_are_not_gone_on_with(sources, tmp_path, monkeypatch, capsys):

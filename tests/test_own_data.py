@@ -159,10 +159,60 @@ def test_a_line_separator_inside_a_text_ends_no_record(tmp_path):
     assert read_prompts(path).items == [Question("one\u2028two\u0085three")]
 
 
-def test_parquet_where_pyarrow_is_installed(tmp_path):
+def as_parquet(path, *records, **settings):
+    """Write records as rows; a field that a row lacks is null."""
     pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([GOOD]), tmp_path / "a.parquet")
-    assert read_conversations(tmp_path).items == [ONE]
+    columns = {name: [record.get(name) for record in records] for record in records for name in record}
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path, **settings)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("read", "records"),
+    [
+        (read_conversations, [GOOD, {"messages": said("a", "b", "c", "d"), "source": "desk"}]),
+        (read_conversations, [{"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}]}]),
+        (read_conversations, [{"instruction": "a", "output": "b"}, {"instruction": "a", "input": "c", "output": "d"}]),
+        (read_comparisons, [{"prompt": "c", "chosen": "good", "rejected": "bad"}] * 2),
+        (read_comparisons, [{"prompt": said("a", "b", "c"), "chosen": "x", "rejected": "y", "voter": "ada"}]),
+        (read_comparisons, [{"chosen": said("c", "good"), "rejected": said("c", "bad"), "score": 0.5}]),
+        (
+            read_comparisons,
+            [
+                {"prompt": "c", "chosen": "good", "rejected": "bad"},
+                {"prompt": "c", "chosen": "good", "rejected": "worse", "voter": "ben", "system": "Be kind."},
+            ],
+        ),
+        (read_prompts, [{"prompt": "a"}, {"prompt": "b", "system": "Be kind."}]),
+    ],
+)
+def test_rows_of_parquet_are_read_as_lines_of_json_are(tmp_path, read, records):
+    expected = read(written(tmp_path, *records)).items
+    assert len(expected) == len(records)
+    assert read(as_parquet(tmp_path / "a.parquet", *records)).items == expected
+    packed = as_parquet(tmp_path / "b.PARQUET", *records, compression="zstd", row_group_size=1)
+    assert read(packed).items == expected
+
+
+def test_parquet_and_other_files_of_a_folder_are_read_in_the_order_of_names(tmp_path):
+    as_parquet(tmp_path / "b.parquet", {"prompt": "second"}, {"prompt": "third"})
+    written(tmp_path, {"prompt": "first"}, name="a.jsonl")
+    assert [question.text for question in read_prompts(tmp_path).items] == ["first", "second", "third"]
+
+
+def test_rows_of_parquet_that_cannot_be_used_are_numbered(tmp_path):
+    path = as_parquet(tmp_path / "a.parquet", GOOD, {"messages": None}, {"messages": said("a")})
+    with pytest.raises(BadDataError, match=r"(?s)a\.parquet, 2: has none of .*a\.parquet, 3: .* not answered"):
+        read_conversations(path)
+    assert read_conversations(path, skip_bad=True).items == [ONE]
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1 and nothing more PAR1"])
+def test_a_file_that_is_no_parquet_is_named(tmp_path, data):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(BadDataError, match=r"a\.parquet: cannot be read"):
+        read_conversations(tmp_path)
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

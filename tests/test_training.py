@@ -55,6 +55,35 @@ def test_a_callback_that_asks_the_model_does_not_leave_it_in_evaluation_mode():
     assert modes == [True, True, True]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("parts", [2, 3, 5])
+def test_a_batch_read_in_parts_is_learned_as_one_read_whole(preset, parts):
+    def batch_at(step):
+        tokens, targets = random_batch(step, rows=5)
+        targets[0, 1:] = IGNORED  # rows of one, of six and of no trained position
+        targets[4] = IGNORED
+        return tokens, targets
+
+    found, rows = {}, []
+    for count in (1, parts):
+        model = tiny_decoder(preset)
+        model.embedding.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        trainer = Trainer(model, batch_at, constant_config(12, accumulate=count))
+        norms = []
+        found[count] = trainer.run([lambda report, norms=norms: norms.append(report.gradient_norm)]), norms
+    assert rows == [5] * 12 + {2: [3, 2], 3: [2, 2, 1], 5: [1] * 5}[parts] * 12
+    assert found[parts][0] == pytest.approx(found[1][0], abs=1e-5)
+    assert found[parts][1] == pytest.approx(found[1][1], rel=1e-4)
+
+
+def test_only_text_is_read_in_parts_and_that_is_no_other_recipe():
+    with pytest.raises(ValueError, match="only batches of text"):
+        Trainer(tiny_decoder(), random_batch, constant_config(1, accumulate=2), lambda model, batch: None)
+    with pytest.raises(ValueError, match="accumulate must be at least 1"):
+        constant_config(1, accumulate=0)
+    assert repr(constant_config(1, accumulate=2)) == repr(constant_config(1))  # runs are told apart by it
+
+
 def test_the_trainer_asks_the_machine_unless_the_configuration_names_a_precision(monkeypatch):
     monkeypatch.setenv("GPTCORE_PRECISION", "bf16")
     model = tiny_decoder()
