@@ -31,7 +31,7 @@ class Limits:
     decoder: DecoderConfig
     """Shape; the vocabulary is the tokenizer's."""
     batch_size: int
-    """Rows in a batch of text."""
+    """Most rows in a batch of text."""
     steps: int
     """Most steps of pretraining, and twice those of fine-tuning."""
     vocabulary: int
@@ -50,6 +50,9 @@ TEXT_PASSES, CONVERSATION_PASSES, VOTE_PASSES = 20, 16, 4
 """How often a small set of data is read; a large one as often as the steps of its size allow (EXPERIMENTS.md)."""
 REPLAYED = 0.5
 """Share of pieces of text among the conversations of fine-tuning."""
+FEWEST_ROWS = 2
+"""Rows in a batch of text where there is little of it. As many tokens in more and smaller steps teach more; with single
+rows the steps become too noisy (EXPERIMENTS.md)."""
 BYTES_A_TOKEN = 3
 """About; so that the number of steps is known before there is a tokenizer."""
 
@@ -109,10 +112,14 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
     """
     limits, whole = SIZES[size], Recipe()
     shape = replace(shape, context_length=wishes.context or shape.context_length)
-    row = limits.batch_size * shape.context_length * BYTES_A_TOKEN  # bytes of a step
+    row = shape.context_length * BYTES_A_TOKEN  # in bytes
+    text = TEXT_PASSES * amounts.text
+    talk = CONVERSATION_PASSES * amounts.conversations / (1 - REPLAYED if amounts.text else 1)
+    worth = int(max(text, talk / 2) // (limits.steps * row))  # rows with which the data last for all steps
+    rows = max(FEWEST_ROWS, min(worth, limits.batch_size))
 
     def steps(wish: int | None, amount: float, most: int) -> int:
-        wanted = min(max(20, math.ceil(amount / row)), most) if wish is None else wish
+        wanted = min(max(20, math.ceil(amount / (rows * row))), most) if wish is None else wish
         return wanted if amount else 0
 
     stages = whole.pretraining, whole.finetuning, whole.reward
@@ -122,7 +129,6 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         rates = (1e-4, 1e-4, 5e-5)
         stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=longer * rate) for rate in rates)
     pretraining, finetuning = (replace(config, accumulate=wishes.accumulate or 1) for config in stages[:2])
-    talk = CONVERSATION_PASSES * amounts.conversations / (1 - REPLAYED if amounts.text else 1)
     iterations = limits.iterations if wishes.iterations is None else wishes.iterations
     ppo = PPOConfig(iterations=iterations, value_iterations=min(2, iterations), rollout_size=96, minibatch_size=32)
     # Judges of few votes are right only near to what they have seen: a shorter leash than the atlas's (EXPERIMENTS.md).
@@ -132,8 +138,8 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
     questions = max(1, amounts.questions)
     return Recipe(
         decoder=shape,
-        batch_size=limits.batch_size,
-        pretraining=replace(pretraining, steps=steps(wishes.steps, TEXT_PASSES * amounts.text, limits.steps)),
+        batch_size=rows,
+        pretraining=replace(pretraining, steps=steps(wishes.steps, text, limits.steps)),
         finetuning=replace(finetuning, steps=steps(wishes.finetuning_steps, talk, 2 * limits.steps)),
         replayed=REPLAYED if amounts.text else 0.0,
         ballots=questions,

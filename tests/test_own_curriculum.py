@@ -138,11 +138,14 @@ def test_the_chain_goes_as_far_as_the_data_reach(sources):
 
 def test_steps_follow_from_the_data_up_to_the_most_of_a_size_and_wishes_stand():
     shape = own_sizes.SIZES["minutes"].decoder
-    row = 8 * 256 * 3  # bytes of a step
-    recipe = own_recipe(Amounts(row * 10, 0, 0), "minutes", Wishes(), shape, published=False)
-    assert recipe.pretraining.steps == 10 * own_sizes.TEXT_PASSES
-    assert recipe.finetuning.steps == 0
-    assert own_recipe(Amounts(10**9, 1, 1), "minutes", Wishes(), shape, False).pretraining.steps == 800
+    row = 256 * 3  # bytes
+    # 20 passes over 40 rows are 800 rows: in batches of two 400 steps. Over 160 rows they last for 800 steps of four.
+    for rows_of_text, batch, steps in ((40, 2, 400), (160, 4, 800), (10**6, 8, 800)):
+        recipe = own_recipe(Amounts(row * rows_of_text, 0, 0), "minutes", Wishes(), shape, published=False)
+        assert (recipe.batch_size, recipe.pretraining.steps, recipe.finetuning.steps) == (batch, steps, 0)
+    # 16 passes over conversations of 1,000 rows, 16,000 rows: 1,600 steps of ten, of which there are eight at most.
+    recipe = own_recipe(Amounts(0, row * 1000, 0), "minutes", Wishes(), shape, published=True)
+    assert (recipe.batch_size, recipe.finetuning.steps) == (8, 1600)
     assert own_recipe(Amounts(1, 1, 1), "minutes", FEW, shape, False).pretraining.steps == 2
     assert vocabulary_size(100_000, "minutes", Wishes()) == 1024
     assert vocabulary_size(10**9, "minutes", Wishes()) == 4096
@@ -367,11 +370,11 @@ def test_a_batch_may_be_read_in_parts_and_a_run_gone_on_with_in_others(sources, 
     assert end is None
     assert set(parts) == {2}
     (tmp_path / "out" / "base.safetensors").unlink()
-    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "8", "--resume"))
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "1", "--resume"))
     assert end is None
-    assert set(parts) == {2, 8}
-    _, end = said(monkeypatch, capsys, options(text, tmp_path / "new", "--accumulate", "9"))
-    assert "of a batch of 8 rows 9 parts cannot be made" in end
+    assert set(parts) == {2}, "one part is the whole batch"
+    _, end = said(monkeypatch, capsys, options(text, tmp_path / "new", "--accumulate", "3"))
+    assert "of a batch of 2 rows 3 parts cannot be made" in end
     assert not (tmp_path / "new").exists()
 
 

@@ -59,7 +59,7 @@ class Setting:
 
 GRID: dict[str, tuple[float, ...]] = {
     "kl_coefficient": (0.0, 0.02, 0.5),
-    "clip": (0.02, 0.2, 5.0),
+    "clip": (0.2, 5.0),
     "policy_rate": (1e-6, 5e-4, 1e-3),
     "ballots": (24, 4000),
 }
