@@ -6,6 +6,7 @@ import over_optimisation
 import ppo_reuse
 import pytest
 import reward_comparisons
+import votes_of_one
 
 from gptcore.files import ASSETS
 
@@ -53,3 +54,13 @@ def test_the_best_of_one_is_the_mean_answer_whoever_picks_and_belief_never_falls
     best = [one for found in record(reward_comparisons)["best"].values() for one in found]
     assert len({round(one["gold"][0], 6) for one in best}) == 1
     assert all(one["believed"] == sorted(one["believed"]) for one in best)
+
+
+def test_one_persons_record_has_three_seeds_of_every_taste_and_size():
+    found = record(votes_of_one)
+    assert list(found["tastes"]) == list(votes_of_one.TASTES)
+    assert tuple(found["sizes"]) == votes_of_one.SIZES
+    assert list(found["runs"]) == [f"{taste}, {size}" for taste in votes_of_one.TASTES for size in votes_of_one.SIZES]
+    for runs in found["runs"].values():
+        assert len(runs) == 3
+        assert len({one["liked, one answer"] for one in runs}) == 1, "chance is the same for all judges"
