@@ -16,7 +16,7 @@ from gptcore.exam import ask
 from gptcore.generation import SamplingConfig
 from gptcore.gold import gold_score
 from gptcore.machine import set_threads
-from gptcore.widgets.ppo_lab import RECORDED, Setting, all_settings, lab_questions, lab_run, signs, train_grader
+from gptcore.widgets.ppo_lab import RECORDED, Setting, all_settings, lab_questions, lab_run, signs, train_blind
 
 MOST_BYTES = 1_000_000
 
@@ -42,7 +42,7 @@ def main() -> None:
     for setting in [setting for setting in all_settings() if setting not in done][: arguments.most]:
         start = time.perf_counter()
         if setting.ballots not in judges:
-            judges[setting.ballots] = train_grader(sft, tokenizer, setting.ballots)
+            judges[setting.ballots] = train_blind(sft, tokenizer, setting.ballots)
         *_, run = lab_run(setting, sft, judges[setting.ballots], tokenizer, questions)
         record["runs"].append(run)
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))

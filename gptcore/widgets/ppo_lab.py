@@ -1,4 +1,4 @@
-"""PPO lab: what KL coefficient, clip, learning rate and the number of comparisons do to PPO.
+"""PPO lab: what KL coefficient, clip, learning rate and the reward model do to PPO.
 
 Many small runs are recorded (`tools/record_ppo_lab.py` makes them), so that every setting answers at
 once; any of them can be run again, live, with other random numbers. What to look for: a policy that
@@ -23,8 +23,9 @@ from typing import Any
 
 import traitlets
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from gptcore.ballots import collect_ballots
+from gptcore.ballots import BallotBatches, collect_ballots
 from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder
@@ -35,8 +36,9 @@ from gptcore.ppo import PPO, Diagnostics, PPOConfig
 from gptcore.prompts import PromptSource
 from gptcore.questions import Prompt
 from gptcore.recipe import Recipe
-from gptcore.reward import RewardModel, rewards_of, train_reward_model
-from gptcore.tokenizer import Tokenizer
+from gptcore.reward import RewardModel, normalise, reward_loss, rewards_of
+from gptcore.tokenizer import ASSISTANT, Tokenizer
+from gptcore.training import Trainer
 from gptcore.widgets._view import BLUE, VERMILION, View, picture, script, sendable
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
@@ -54,14 +56,15 @@ class Setting:
     policy_rate: float = 5e-4
     """The policy's learning rate."""
     ballots: int = 4000
-    """Prompts whose answers were compared for the reward model, about six comparisons each; 4,000 is the chain's."""
+    """Prompts whose answers were compared for the reward model: 4,000 for the chain's, fewer for one that is also blind to
+    the answer's surprise."""
 
 
 GRID: dict[str, tuple[float, ...]] = {
     "kl_coefficient": (0.0, 0.02, 0.5),
     "clip": (0.2, 5.0),
     "policy_rate": (1e-6, 5e-4, 1e-3),
-    "ballots": (24, 4000),
+    "ballots": (200, 4000),
 }
 """The values that can be chosen; every combination is recorded."""
 
@@ -82,15 +85,22 @@ def lab_questions(count: int = 48) -> list[Prompt]:
     return random.Random("ppo lab").sample(exam("validation")["mixed"], count)
 
 
-def train_grader(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 0) -> RewardModel:
-    """A reward model that has seen only so many ballots, trained as the chain's, in no fewer than 24 steps.
+class BlindRewardModel(RewardModel):
+    """A reward model to which the answer's surprise is not shown: it can hardly tell a true sentence from a false one."""
 
-    Few ballots make a better or a worse grader, as luck will have it (chapter 10 compares three of them).
-    """
-    found = list(collect_ballots(sft, tokenizer, PromptSource("train"), ballots, seed))
+    def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
+        return super()._surprise(tokens, features) * 0.0
+
+
+def train_blind(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 0) -> RewardModel:
+    """A blind reward model that has learned from so many ballots, with the chain's numbers. It is right in most pairs all the same."""
     recipe = Recipe()
-    config = replace(recipe.reward, steps=24, seed=seed)
-    return train_reward_model(sft, tokenizer, found, config, recipe.ballot_batch_size)
+    found = list(collect_ballots(sft, tokenizer, PromptSource("train"), ballots, seed))
+    batches = BallotBatches(found, recipe.ballot_batch_size, seed)
+    model = BlindRewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
+    Trainer(model, batches, replace(recipe.reward, steps=batches.per_epoch, seed=seed), reward_loss).run()
+    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in found[:1000]])
+    return model.eval()
 
 
 def commonest_share(answers: Sequence[str], languages: Sequence[str]) -> float:
@@ -268,7 +278,7 @@ class PPOLab(View):
                         "or remove the folder runs/chain to use the models that come with the course"
                     )
             else:
-                self._graders[ballots] = train_grader(*self._chain, ballots)
+                self._graders[ballots] = train_blind(*self._chain, ballots)
         return self._graders[ballots]
 
     def do_run(self, kl_coefficient: float, clip: float, policy_rate: float, ballots: float) -> None:
@@ -324,7 +334,7 @@ class PPOLab(View):
                 chosen = [run for run in runs if (run["setting"]["ballots"] < Recipe().ballots) == few]
                 points = [(run["curves"]["score"][-1][1], run["curves"]["gold"][-1][1]) for run in chosen]
                 points = [point for point in points if None not in point]
-                name = "a reward model with few comparisons" if few else "the chain's reward model"
+                name = "a blind reward model" if few else "the chain's reward model"
                 if points:
                     axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, label=name)
             axes.set(xlabel="learned reward at the end (deviations)", ylabel="gold score at the end")

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 from common import Measurement, alternate, arguments, report
 from ppo_reuse import questions_of_exam
-from torch import Tensor
 
 from gptcore.ballots import Ballot, BallotBatches, collect_ballots
 from gptcore.chat_template import encode_answer, encode_prompt
@@ -27,11 +26,11 @@ from gptcore.gold import gold_score, gold_verdict
 from gptcore.ppo import PPO, Diagnostics
 from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe, replay_batches
-from gptcore.reward import RewardModel, normalise, pair_accuracy, replayed_reward_loss, rewards_of
+from gptcore.reward import RewardModel, normalise, pair_accuracy, replayed_reward_loss, rewards_of, train_reward_model
 from gptcore.rollouts import kl_of_answers
 from gptcore.tokenizer import ASSISTANT, Tokenizer
 from gptcore.training import Trainer
-from gptcore.widgets.ppo_lab import train_grader
+from gptcore.widgets.ppo_lab import BlindRewardModel
 
 FEW = 24
 """Prompts whose answers were compared for a judge of few votes."""
@@ -49,15 +48,8 @@ LOOKS = (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 """After how many iterations a policy answers all questions."""
 
 
-class BlindRewardModel(RewardModel):
-    """A judge to whom the answer's surprise is not shown."""
-
-    def _surprise(self, tokens: Tensor, features: Tensor) -> Tensor:
-        return super()._surprise(tokens, features) * 0.0
-
-
-def train_blind(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
-    """Trained as the chain's reward model is, on ballots of its own."""
+def train_as_the_chain(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
+    """A blind judge, trained as the chain's reward model is, replay and all, on ballots of its own."""
     recipe = Recipe()
     ballots: list[Ballot] = list(collect_ballots(sft, tokenizer, PromptSource("train"), recipe.ballots, seed + 20))
     batches, replay = BallotBatches(ballots, recipe.ballot_batch_size, seed), replay_batches(tokenizer, recipe, seed)
@@ -66,6 +58,13 @@ def train_blind(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
     Trainer(model, lambda step: (batches(step), replay(step)), config, replayed_reward_loss).run()
     normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]])
     return model.eval()
+
+
+def train_on_few(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
+    """A judge that has seen `FEW` ballots, again and again."""
+    recipe = Recipe()
+    ballots = list(collect_ballots(sft, tokenizer, PromptSource("train"), FEW, seed))
+    return train_reward_model(sft, tokenizer, ballots, replace(recipe.reward, steps=24, seed=seed))
 
 
 def main() -> None:
@@ -125,8 +124,8 @@ def main() -> None:
 
     sides: dict[str, Callable[[int], RewardModel]] = {
         "the course's judge": lambda _: reward_model,
-        "blind to surprise": lambda seed: train_blind(sft, tokenizer, seed),
-        f"{FEW} prompts": lambda seed: train_grader(sft, tokenizer, FEW, seed),
+        "blind to surprise": lambda seed: train_as_the_chain(sft, tokenizer, seed),
+        f"{FEW} prompts": lambda seed: train_on_few(sft, tokenizer, seed),
     }
     runs = alternate({name: obeying(name, judge_of) for name, judge_of in sides.items()}, options.repeats)
     known = {"judges": agreements, "settings": SETTINGS, "few": FEW, "questions": QUESTIONS}

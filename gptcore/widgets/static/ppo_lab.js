@@ -4,7 +4,7 @@ const NAMES = {
   kl_coefficient: ["KL coefficient", (value) => String(value)],
   clip: ["clip", (value) => (value >= 5 ? "none (5)" : String(value))],
   policy_rate: ["learning rate", (value) => value.toExponential()],
-  ballots: ["prompts compared for the reward model", (value) => String(value)],
+  ballots: ["reward model", (value) => (value < 4000 ? `blind to surprise, from ${value} prompts` : `the chain's, from ${value}`)],
 };
 const CURVES = [
   ["score", "learned reward (deviations)"],
