@@ -2,7 +2,7 @@
 
     python tests/benchmarks/reward_comparisons.py [--repeats 3] [--out assets/benchmarks]
 
-A repeat is another seed: other ballots and another start of the head. Each model picks the best of n answers of
+A repeat is another seed: other ballots, in another order. Each model picks the best of n answers of
 the fine-tuned model by its reward; what it believes and what is true of the answers picked is recorded.
 Chapter 9 shows the record and trains a few of the models itself.
 """
