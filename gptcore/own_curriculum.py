@@ -114,12 +114,11 @@ class OwnCurriculum:
         talk = sum(len(said.encode()) for c in self._seen.conversations for turn in c.turns for said in turn)
         shape = replace(SIZES[self.size].decoder, preset=self.preset)
         if self._base is not None:
-            longest = self.wishes.context or shape.context_length
+            own = self._base.model.config.context_length  # a published model's may be longer than the size allows
+            longest = self.wishes.context or (min(own, shape.context_length) if self._base.published else own)
+            if longest > own:
+                raise ValueError(f"the base model reads at most {own} tokens: give --context at most that")
             shape = self._base.shortened(longest).config
-            if longest > shape.context_length:
-                raise ValueError(
-                    f"the base model reads at most {shape.context_length} tokens: give --context at most that"
-                )
         published = self._base is not None and self._base.published
         amounts = Amounts(text, talk, len(questions_of(self._seen.votes)))
         wishes = replace(self.wishes, context=None) if self._base is not None else self.wishes

@@ -168,9 +168,13 @@ def _from_alpaca(record: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, (system, instruction, given)))
 
 
+def _no_object(record: Any) -> str:
+    return f"is {'plain text' if isinstance(record, str) else type(record).__name__}, not an object with fields"
+
+
 def _as_conversation(record: Any) -> Conversation:
     if not isinstance(record, dict):
-        raise _WrongError(f"is {type(record).__name__}, not an object with fields")
+        raise _WrongError(_no_object(record))
     listed = record.get("messages", record.get("conversations", record.get("conversation")))
     if listed is not None:
         if isinstance(listed, list) and record.get("system"):
@@ -187,6 +191,8 @@ def _as_conversation(record: Any) -> Conversation:
     if "prompt" in record and "completion" in record:
         question, answer = _question(_prompt_messages(record)), _answer(record["completion"], "completion")
         return Conversation((*question.history, (question.text, answer)))
+    if "prompt" in record:
+        raise _WrongError(f"has a prompt and no completion (it has {_names(record)})")
     raise _WrongError(
         f"has none of the fields messages, conversations, instruction and prompt (it has {_names(record)})"
     )
@@ -212,7 +218,7 @@ def _answer(value: Any, name: str) -> str:
 
 def _as_comparison(record: Any) -> Comparison:
     if not isinstance(record, dict):
-        raise _WrongError(f"is {type(record).__name__}, not an object with fields")
+        raise _WrongError(_no_object(record))
     missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
     if missing:
         raise _WrongError(f"has no {' and no '.join(missing)} (it has {_names(record)})")

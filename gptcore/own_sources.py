@@ -22,6 +22,7 @@ from gptcore.own_data import (
 )
 from gptcore.own_votes import tally
 from gptcore.pieces import divide, pieces_of, texts_of
+from gptcore.records import BadDataError, Problem
 from gptcore.runs import SOURCES
 
 PIECE = 600
@@ -115,13 +116,17 @@ class Divided:
         self.seen, self.held_out = OwnData(), OwnData()
         pieces = [] if sources.text is None else [p for t in texts_of(sources.text) for p in pieces_of(t, PIECE)]
         self.seen.text, self.held_out.text = divide(pieces, "text")
+        self._problems: list[Problem] = []
         talk = self._read(read_conversations, sources.conversations)
-        self.seen.conversations, self.held_out.conversations = divide(talk, "conversations")
         votes = tally(self._read(read_comparisons, sources.comparisons))
+        prompts = self._read(read_prompts, sources.prompts)
+        if self._problems:  # those of all sources at once
+            raise BadDataError(self._problems)
+        self.seen.conversations, self.held_out.conversations = divide(talk, "conversations")
         self.voters = votes.told()
         """What to know about who voted."""
         self._divide_votes(votes.votes)
-        self.seen.prompts, self.held_out.prompts = divide(self._read(read_prompts, sources.prompts), "prompts")
+        self.seen.prompts, self.held_out.prompts = divide(prompts, "prompts")
         if sources.prompts is None:
             for part in (self.seen, self.held_out):
                 part.prompts = questions_of([*part.votes, *part.second_votes])
@@ -129,7 +134,11 @@ class Divided:
     def _read(self, reader: Callable[[Path, bool], Read[Any]], path: Path | None) -> list[Any]:
         if path is None:
             return []
-        read = reader(path, self._skip_bad)
+        try:
+            read = reader(path, self._skip_bad)
+        except BadDataError as error:
+            self._problems += error.problems
+            return []
         self.passed_over += map(str, read.problems)
         return read.items
 

@@ -33,8 +33,10 @@ class BadDataError(ValueError):
         lines = [str(problem) for problem in problems[: self.SHOWN]]
         if len(problems) > self.SHOWN:
             lines.append(f"and {len(problems) - self.SHOWN:,} more")
-        what = "1 record" if len(problems) == 1 else f"{len(problems):,} records"
-        super().__init__("\n".join([f"{what} cannot be used (--skip-bad goes on without):", *lines]))
+        count = sum(problem.number > 0 for problem in problems)
+        what = "1 record" if count == 1 else f"{count:,} records"
+        told = f"{what} cannot be used (--skip-bad goes on without):" if count else "the data cannot be used:"
+        super().__init__("\n".join([told, *lines]))
 
 
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".txt")
@@ -59,6 +61,9 @@ def files_of(path: Path) -> list[Path]:
 def records_of(file: Path) -> Iterator[tuple[int, Any]]:
     """Number and content of each record; a `Problem` in place of what cannot be read."""
     name = file.name.lower()
+    if file.suffix and not name.endswith(_SUFFIXES):
+        yield 0, Problem(file, 0, f"is of a kind that is not read: give a file that ends in {', '.join(_SUFFIXES)}")
+        return
     if name.endswith(".parquet"):
         yield from _parquet(file)
         return

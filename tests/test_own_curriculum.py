@@ -423,6 +423,24 @@ def test_a_second_judge_is_made_only_where_it_gets_two_questions(sources, tmp_pa
     assert run.run()["models"] == ["base", "sft", "reward", "ppo", *["second_reward"] * (judges - 1)]
 
 
+def test_bad_records_of_all_sources_are_told_at_once(sources, tmp_path, monkeypatch, capsys):
+    for name in ("conversations", "comparisons"):
+        with sources[name].open("a", encoding="utf-8") as file:
+            file.write("{}\n")
+    _, end = said(monkeypatch, capsys, options(sources, tmp_path / "out"))
+    assert "2 records cannot be used" in end
+    assert "conversations.jsonl, 31" in end
+    assert "comparisons.jsonl, 31" in end
+
+
+def test_a_base_model_keeps_its_context_where_none_is_asked_for(sources, tmp_path):
+    Chain(tmp_path / "short", 0, OwnCurriculum(Sources(text=sources["text"]), wishes=FEW), False).run()
+    more = Sources(sources["text"], sources["conversations"], base=tmp_path / "short")
+    assert FEW.context == OwnCurriculum(more).recipe.decoder.context_length == 128
+    with pytest.raises(ValueError, match="reads at most 128 tokens: give --context at most that"):
+        _ = OwnCurriculum(more, wishes=Wishes(context=129)).recipe
+
+
 def test_data_that_changed_are_not_gone_on_with(sources, tmp_path, monkeypatch, capsys):
     said(monkeypatch, capsys, options(sources, tmp_path / "out"))
     lines = sources["comparisons"].read_text(encoding="utf-8").splitlines(keepends=True)

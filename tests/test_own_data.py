@@ -230,6 +230,8 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     ("record", "what"),
     [
         ([1], "is list, not an object with fields"),
+        ("When do you open?", "is plain text, not an object with fields"),
+        ({"prompt": "a", "chosen": "b"}, r"has a prompt and no completion \(it has prompt, chosen\)"),
         ({"text": "abc"}, r"has none of the fields messages, .* \(it has text\)"),
         ({"messages": []}, "messages is no list of messages"),
         ({"messages": "hello"}, "messages is no list of messages"),
@@ -305,6 +307,12 @@ def test_a_missing_file_and_a_folder_without_data_are_named(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"holds no file that ends in \.jsonl"):
         read_prompts(tmp_path)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "talk.csv").write_text("question,answer\n")
+    with pytest.raises(BadDataError, match=r"(?s)the data cannot be used.*talk\.csv: is of a kind that is not read"):
+        read_conversations(tmp_path / "talk.csv")
 
 
 def test_bad_records_are_all_counted_and_the_first_ones_shown(tmp_path):

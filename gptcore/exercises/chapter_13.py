@@ -324,7 +324,7 @@ def kappa(mine, yours):
         task="""\
 PPO holds four models of `parameters` numbers each: policy and value model learn, reference and reward model only read.
 In fp32 a number has four bytes. A model that learns keeps, for each *learned* number, its gradient and AdamW's two
-moments beside it. How many bytes are that in all (activations left out)?
+moments beside it. How many bytes is that in all (activations left out)?
 
 With *LoRA* (`adapters` is a number) the weights stay as they are, and each of the two learning models gets that many
 numbers on top of them, the only ones that learn. Predict the answer for 7,000,000,000 parameters in both cases: does it
