@@ -51,6 +51,17 @@ class BaseModel:
         end = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("eos_token_id")
         self.model = with_chat_tokens(read_transformers(folder), tokenizer, end[0] if isinstance(end, list) else end)
 
+    def shape(self, wish: int | None, most: int) -> DecoderConfig:
+        """Its shape in a chain: with the context that is wished for, else its own, of a published model at most `most` tokens.
+
+        Raises:
+            ValueError: if the wish is more than the model reads.
+        """
+        own = self.model.config.context_length
+        if wish is not None and wish > own:
+            raise ValueError(f"the base model reads at most {own} tokens: give --context at most that")
+        return self.shortened(wish or (min(own, most) if self.published else own)).config
+
     def shortened(self, context_length: int | None) -> Decoder:
         """The model with a shorter context, if its positions are not learned: less to compute."""
         shape = self.model.config

@@ -3,12 +3,12 @@
 Any part may be left out, and the chain goes as far as the data reach: text gives a base model, conversations a fine-tuned
 one, comparisons a reward model and a policy. Sizes and steps follow from the data (`own_sizes`). A tenth of everything is
 held out for the exams (`own_exam`); they have no gold score, but a second judge, trained on other votes, which shows when
-the policy has learned to please the first one only. Tried in
-notebooks/13_your_own_chatgpt.ipynb.
+the policy has learned to please the first one only. Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,9 +88,7 @@ class OwnCurriculum:
         if self._seen.conversations or self._seen.votes:
             found.append("sft")
         if self._seen.votes:
-            found += ["reward", self.method]
-            if self._seen.second_votes:
-                found.append("second_reward")
+            found += ["reward", self.method, *["second_reward"] * bool(self._seen.second_votes)]
         return tuple(found)
 
     @property
@@ -113,15 +111,11 @@ class OwnCurriculum:
         text = sum(len(piece.encode()) for piece in self._seen.text)
         talk = sum(len(said.encode()) for c in self._seen.conversations for turn in c.turns for said in turn)
         shape = replace(SIZES[self.size].decoder, preset=self.preset)
+        wishes, published = self.wishes, False
         if self._base is not None:
-            own = self._base.model.config.context_length  # a published model's may be longer than the size allows
-            longest = self.wishes.context or (min(own, shape.context_length) if self._base.published else own)
-            if longest > own:
-                raise ValueError(f"the base model reads at most {own} tokens: give --context at most that")
-            shape = self._base.shortened(longest).config
-        published = self._base is not None and self._base.published
+            shape = self._base.shape(wishes.context, shape.context_length)
+            wishes, published = replace(wishes, context=None), self._base.published
         amounts = Amounts(text, talk, len(questions_of(self._seen.votes)))
-        wishes = replace(self.wishes, context=None) if self._base is not None else self.wishes
         return own_recipe(amounts, self.size, wishes, shape, published)
 
     def learn_tokenizer(self, _seed: int, after_merge: Tick) -> Tokenizer:
@@ -193,10 +187,9 @@ class OwnCurriculum:
 
     def _encoded(self, tokenizer: Tokenizer, question: Question, room: int) -> list[int] | None:
         """A question in the chat template; None if it does not fit."""
-        try:
+        with suppress(ValueError):
             return encode_prompt(tokenizer, question.text, question.history, room)
-        except ValueError:
-            return None
+        return None
 
     def _askable(self, tokenizer: Tokenizer, questions: Sequence[Question]) -> dict[Question, list[int]]:
         room = room_for_prompt(self.recipe.decoder.context_length, self.recipe.ppo.max_new_tokens)
@@ -239,9 +232,9 @@ class OwnCurriculum:
     def told(self, tokenizer: Tokenizer) -> str:
         """What there is, what is left out, and how long it will take."""
         recipe, shape = self.recipe, self.recipe.decoder
-        lines = [*self._passed_over[:10]]
-        if len(self._passed_over) > 10:
-            lines.append(f"and {len(self._passed_over) - 10:,} more")
+        lines, more = self._passed_over[:10], len(self._passed_over) - 10
+        if more > 0:
+            lines.append(f"and {more:,} more")
         if self._passed_over:
             lines.append(f"{len(self._passed_over):,} records are left out")
         lines += [

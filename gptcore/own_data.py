@@ -13,7 +13,6 @@ What is wrong with a record is told with file and number, before anything is tra
 notebooks/13_your_own_chatgpt.ipynb.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gptcore.chat_template import Turn
-from gptcore.files import write_whole
 from gptcore.records import BadDataError, Problem, files_of, records_of
-
-# --- What is read --------------------------------------------------------------------------------
 
 
 class Conversation(NamedTuple):
@@ -59,9 +55,6 @@ class Read(Generic[Item]):
 
     items: list[Item]
     problems: list[Problem]
-
-
-# --- Fields --------------------------------------------------------------------------------------
 
 
 class _WrongError(ValueError):
@@ -168,13 +161,15 @@ def _from_alpaca(record: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, (system, instruction, given)))
 
 
-def _no_object(record: Any) -> str:
-    return f"is {'plain text' if isinstance(record, str) else type(record).__name__}, not an object with fields"
+def _fields(record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        kind = "plain text" if isinstance(record, str) else type(record).__name__
+        raise _WrongError(f"is {kind}, not an object with fields")
+    return record
 
 
 def _as_conversation(record: Any) -> Conversation:
-    if not isinstance(record, dict):
-        raise _WrongError(_no_object(record))
+    record = _fields(record)
     listed = record.get("messages", record.get("conversations", record.get("conversation")))
     if listed is not None:
         if isinstance(listed, list) and record.get("system"):
@@ -217,8 +212,7 @@ def _answer(value: Any, name: str) -> str:
 
 
 def _as_comparison(record: Any) -> Comparison:
-    if not isinstance(record, dict):
-        raise _WrongError(_no_object(record))
+    record = _fields(record)
     missing = [name for name in ("chosen", "rejected") if record.get(name) is None]
     if missing:
         raise _WrongError(f"has no {' and no '.join(missing)} (it has {_names(record)})")
@@ -304,20 +298,3 @@ def read_comparisons(path: str | Path, skip_bad: bool = False) -> Read[Compariso
 def read_prompts(path: str | Path, skip_bad: bool = False) -> Read[Question]:
     """Prompts from a file or all files of a folder; arguments and errors as for `read_conversations`."""
     return _read(path, _as_question, skip_bad)
-
-
-def write_comparisons(path: str | Path, comparisons: Sequence[Comparison]) -> None:
-    """Write votes as `read_comparisons` reads them, a line each, all or nothing.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    lines = []
-    for question, chosen, rejected, voter in comparisons:
-        prompt: Any = question.text
-        if question.history:
-            said = [message for turn in question.history for message in turn] + [question.text]
-            prompt = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)]
-        record = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"voter": voter} if voter else {})
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    write_whole(Path(path), "".join(lines))

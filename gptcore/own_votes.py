@@ -4,14 +4,17 @@ A class or a team votes each in a file of its own (`widgets.PreferenceLabels` wr
 the folder. Tried in notebooks/13_your_own_chatgpt.ipynb.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from gptcore.evaluation import Share, share
+from gptcore.files import write_whole
 from gptcore.own_data import Comparison, Question
 from gptcore.questions import Prompt
 
@@ -92,3 +95,20 @@ def tally(votes: Sequence[Comparison]) -> Tally:
     same = [a.chosen == b.chosen for given in by_pair.values() for a, b in combinations(given, 2)]
     voters = Counter(vote.voter for vote in counted if vote.voter)
     return Tally(counted, voters, +doubles, contradictions, share(same) if same else None)
+
+
+def write_comparisons(path: str | Path, comparisons: Sequence[Comparison]) -> None:
+    """Write votes as `own_data.read_comparisons` reads them, a line each, all or nothing.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lines = []
+    for question, chosen, rejected, voter in comparisons:
+        prompt: Any = question.text
+        if question.history:
+            said = [message for turn in question.history for message in turn] + [question.text]
+            prompt = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(said)]
+        record = {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"voter": voter} if voter else {})
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(Path(path), "".join(lines))

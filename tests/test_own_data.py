@@ -16,8 +16,8 @@ from gptcore.own_data import (
     read_comparisons,
     read_conversations,
     read_prompts,
-    write_comparisons,
 )
+from gptcore.own_votes import write_comparisons
 from gptcore.records import BadDataError
 
 ASKED, ANSWERED = "When do you open?", "At nine."

@@ -18,8 +18,8 @@ from gptcore.evaluation import Share, share
 from gptcore.files import RUNS
 from gptcore.generation import SamplingConfig, generate
 from gptcore.gold import gold_score
-from gptcore.own_data import Comparison, Question, read_comparisons, write_comparisons
-from gptcore.own_votes import Pair, pair_of, prompt_of
+from gptcore.own_data import Comparison, Question, read_comparisons
+from gptcore.own_votes import Pair, pair_of, prompt_of, write_comparisons
 from gptcore.records import BadDataError
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
@@ -229,5 +229,6 @@ class PreferenceLabels(View):
         lines = [f"{self.data['done']} of {self.data['count']} pairs compared"]
         if "question" in self.data:
             left, right = self.data["answers"]
-            lines += ["", f"question: {self.data['question']}", f"left: {left}", f"right: {right}"]
+            # Each text on a line of its own: what cannot be drawn takes the whole line with it.
+            lines += ["", "question:", self.data["question"], "left:", left, "right:", right]
         return picture_of_lines("Preference labelling: which answer is better?", lines)
