@@ -928,11 +928,14 @@ def test_a_live_run_that_fails_in_a_notebook_tells_its_loop(small_lab, tmp_path,
     assert [type(error) for error in told] == [ZeroDivisionError]
 
 
-def test_the_recorded_runs_hold_each_failure_and_are_small():
+def test_the_recorded_runs_hold_both_failures_and_are_small():
     assert ppo_lab.RECORDED.stat().st_size <= 1_000_000
     runs = json.loads(ppo_lab.RECORDED.read_text(encoding="utf-8"))["runs"]
     assert [ppo_lab.Setting(**run["setting"]) for run in runs] == ppo_lab.all_settings()
-    assert {sign for run in runs for sign in ppo_lab.signs(run)} == {"frozen", "hacking", "collapse"}
+    hacked = [ppo_lab.Setting(**run["setting"]) for run in runs if "hacking" in ppo_lab.signs(run)]
+    assert hacked
+    assert all(setting.ballots < 4000 and setting.kl_coefficient < 0.5 for setting in hacked), "as chapter 10 has it"
+    assert any("frozen" in ppo_lab.signs(run) for run in runs)
 
 
 # --- bertviz -------------------------------------------------------------------------------------
