@@ -38,6 +38,7 @@ TITLES = (
     "RLHF with PPO",
     "Chat",
     "Beyond",
+    "Your own ChatGPT",
 )
 """Of the chapters, from 1 on."""
 
