@@ -416,7 +416,7 @@ def test_ppo_lab_shows_recorded_runs_at_once_and_runs_live(page):
     root.locator("summary").click()
     expect(root).to_contain_text("Reward hacking")
     expect(root.locator("table")).to_contain_text("<b>Lima</b>")
-    slide(root, "clip", 0)
+    slide(root, "clip", 1)
     expect(root).to_contain_text("not recorded")
     act = "const r = root.querySelectorAll('input[type=range]')[0]; r.value = %d; r.dispatchEvent(new Event('input'))"
     reaction(page, root, "PPO lab: move a slider", [act % ((i + 1) % 2) for i in range(8)], remote=False)
