@@ -191,9 +191,9 @@ def test_every_stage_is_trained_scored_and_reported(sources, tmp_path, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ppo", "grpo", "dpo"])
 def test_more_votes_alone_teach_a_model_of_an_earlier_run(sources, tmp_path, method):
-    del sources["comparisons"]
+    comparisons = sources.pop("comparisons")
     Chain(tmp_path / "talks", 0, OwnCurriculum(Sources(**sources), wishes=FEW), False).run()
-    votes = Sources(comparisons=MUSEUM / "comparisons.jsonl", base=tmp_path / "talks")
+    votes = Sources(comparisons=comparisons, base=tmp_path / "talks")
     curriculum = OwnCurriculum(votes, method, wishes=Wishes(iterations=1))
     report = Chain(tmp_path / "votes", 0, curriculum, False).run()
     assert {"reward_vote_accuracy", f"{method}_kl"} <= report["scores"].keys()
