@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
@@ -40,13 +40,13 @@ class Tally:
 
     votes: list[Comparison]
     """Each voter's vote on a pair, once; none of a voter who preferred either answer."""
-    voters: Counter[str] = field(default_factory=Counter)
+    voters: Counter[str]
     """Votes that count, by voter; those without a name are not here."""
-    doubles: Counter[str] = field(default_factory=Counter)
+    doubles: Counter[str]
     """Votes that repeat what the same voter said before, by voter."""
-    contradictions: Counter[str] = field(default_factory=Counter)
+    contradictions: Counter[str]
     """Pairs of which one voter preferred now the one answer and now the other, by voter."""
-    agreement: Share | None = None
+    agreement: Share | None
     """How often two voters prefer the same answer of a pair; None if no two voted on the same."""
 
     def told(self) -> list[str]:

@@ -189,6 +189,7 @@ def train_reward_model(
     epochs: int = 1,
     replay: Callable[[int], tuple[Tensor, Tensor]] | None = None,
     run: Callable[[Trainer], object] = Trainer.run,
+    kind: type[RewardModel] = RewardModel,
 ) -> RewardModel:
     """A normalised reward model that has learned the votes on some ballots.
 
@@ -201,11 +202,12 @@ def train_reward_model(
         epochs: passes over the ballots.
         replay: makes batch number `i` of what was learned before, against forgetting; None for none.
         run: runs the trainer; to watch, or to go on with an interrupted run.
+        kind: what is trained: one that sees less is compared with it in notebooks/10_rlhf_ppo.ipynb.
     """
     batches = BallotBatches(ballots, min(batch_size, max(1, len(ballots))), config.seed)
     config = replace(config, steps=max(config.steps, batches.per_epoch * epochs))
     torch.manual_seed(config.seed)
-    model = RewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
+    model = kind(sft, tokenizer.special[ASSISTANT]).to(sft.device)
     if replay is None:
         run(Trainer(model, batches, config, reward_loss))
     else:

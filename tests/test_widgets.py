@@ -893,6 +893,17 @@ def test_a_run_of_the_lab_leaves_its_models_alone_and_tells_every_curve(tokenize
     assert again[-1] == last
 
 
+@pytest.mark.parametrize(("kind", "sees"), [(RewardModel, True), (ppo_lab.BlindRewardModel, False)])
+def test_a_blind_reward_model_is_shown_no_surprise(tokenizer, kind, sees):
+    judge = kind(decoder(tokenizer), tokenizer.special[ASSISTANT])
+    tokens = torch.tensor([encode_prompt(tokenizer, "Hi?") + encode_answer(tokenizer, "The capital of Peru is Lima.")])
+    with torch.no_grad():
+        judge.head.weight.normal_()
+        before = judge.values(tokens)
+        judge.head.weight[:, -2:] += 5.0  # what the head makes of the two surprises
+        assert torch.equal(judge.values(tokens), before) is not sees
+
+
 def test_a_live_run_reports_and_ends(tokenizer, small_lab, tmp_path):
     view = PPOLab(tmp_path / "none.json", config=small_lab[2])
     ask(view, "run", kl_coefficient=0.02, clip=0.2, policy_rate=5e-4, ballots=4000)

@@ -25,7 +25,7 @@ import traitlets
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from gptcore.ballots import BallotBatches, collect_ballots
+from gptcore.ballots import collect_ballots
 from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.decoder import Decoder
@@ -36,9 +36,8 @@ from gptcore.ppo import PPO, Diagnostics, PPOConfig
 from gptcore.prompts import PromptSource
 from gptcore.questions import Prompt
 from gptcore.recipe import Recipe
-from gptcore.reward import RewardModel, normalise, reward_loss, rewards_of
-from gptcore.tokenizer import ASSISTANT, Tokenizer
-from gptcore.training import Trainer
+from gptcore.reward import RewardModel, rewards_of, train_reward_model
+from gptcore.tokenizer import Tokenizer
 from gptcore.widgets._view import BLUE, VERMILION, View, picture, script, sendable
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
@@ -93,14 +92,11 @@ class BlindRewardModel(RewardModel):
 
 
 def train_blind(sft: Decoder, tokenizer: Tokenizer, ballots: int, seed: int = 0) -> RewardModel:
-    """A blind reward model that has learned from so many ballots, with the chain's numbers. It is right in most pairs all the same."""
+    """A blind reward model that has learned from so many ballots, with the chain's numbers."""
     recipe = Recipe()
     found = list(collect_ballots(sft, tokenizer, PromptSource("train"), ballots, seed))
-    batches = BallotBatches(found, recipe.ballot_batch_size, seed)
-    model = BlindRewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    Trainer(model, batches, replace(recipe.reward, steps=batches.per_epoch, seed=seed), reward_loss).run()
-    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in found[:1000]])
-    return model.eval()
+    config = replace(recipe.reward, seed=seed)
+    return train_reward_model(sft, tokenizer, found, config, recipe.ballot_batch_size, kind=BlindRewardModel)
 
 
 def commonest_share(answers: Sequence[str], languages: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from common import Measurement, alternate, arguments, report
 from ppo_reuse import questions_of_exam
 
-from gptcore.ballots import Ballot, BallotBatches, collect_ballots
+from gptcore.ballots import Ballot, collect_ballots
 from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.checkpoint import load_stage
 from gptcore.decoder import Decoder
@@ -26,10 +26,9 @@ from gptcore.gold import gold_score, gold_verdict
 from gptcore.ppo import PPO, Diagnostics
 from gptcore.prompts import PromptSource
 from gptcore.recipe import Recipe, replay_batches
-from gptcore.reward import RewardModel, normalise, pair_accuracy, replayed_reward_loss, rewards_of, train_reward_model
+from gptcore.reward import RewardModel, pair_accuracy, rewards_of, train_reward_model
 from gptcore.rollouts import kl_of_answers
-from gptcore.tokenizer import ASSISTANT, Tokenizer
-from gptcore.training import Trainer
+from gptcore.tokenizer import Tokenizer
 from gptcore.widgets.ppo_lab import BlindRewardModel
 
 FEW = 24
@@ -52,12 +51,9 @@ def train_as_the_chain(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardM
     """A blind judge, trained as the chain's reward model is, replay and all, on ballots of its own."""
     recipe = Recipe()
     ballots: list[Ballot] = list(collect_ballots(sft, tokenizer, PromptSource("train"), recipe.ballots, seed + 20))
-    batches, replay = BallotBatches(ballots, recipe.ballot_batch_size, seed), replay_batches(tokenizer, recipe, seed)
-    model = BlindRewardModel(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    config = replace(recipe.reward, steps=batches.per_epoch * recipe.reward_epochs, seed=seed)
-    Trainer(model, lambda step: (batches(step), replay(step)), config, replayed_reward_loss).run()
-    normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]])
-    return model.eval()
+    config, replay = replace(recipe.reward, seed=seed), replay_batches(tokenizer, recipe, seed)
+    sizes = recipe.ballot_batch_size, recipe.reward_epochs
+    return train_reward_model(sft, tokenizer, ballots, config, *sizes, replay, kind=BlindRewardModel)
 
 
 def train_on_few(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:

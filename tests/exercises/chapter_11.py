@@ -2,6 +2,8 @@
 
 from answers import Answers
 
+from gptcore.exercises import exercises
+
 _WAITING = """
 def stream_text(pieces):
     shown, waiting = [], b""
@@ -27,6 +29,8 @@ def discoveries(p_values, share):
     chosen = ordered[:k]
     return [p in chosen for p in p_values]
 """
+
+_TURNS = exercises()["11.2"].solution
 
 ANSWERS = {
     "11.1": Answers(
@@ -87,7 +91,7 @@ def turns_to_read(turns, question, window):
     for begin in range(len(pinned), len(turns) + 1):
         if sum(pinned) + sum(turns[begin:]) + question <= window:
             return list(range(len(pinned))) + list(range(begin, len(turns)))
-""",
+"""
         ],
         wrong={
             "the *first* turn is to stay": """
@@ -97,95 +101,11 @@ def turns_to_read(turns, question, window):
             return list(range(begin, len(turns)))
     return []
 """,
-            "the first turn needs room": '''
-def turns_to_read(turns, question, window):
-    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
-    room = window - question
-    if room < 0:
-        return []
-    kept = []
-    if turns and turns[0] <= room:
-        kept = [0]
-    last = []
-    for place in range(len(turns) - 1, len(kept) - 1, -1):
-        if turns[place] > room:
-            break
-        room -= turns[place]
-        last = [place, *last]
-    return kept + last
-''',
-            "the new question needs room": '''
-def turns_to_read(turns, question, window):
-    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
-    room = window
-    if room < 0:
-        return []
-    kept = []
-    if turns and turns[0] <= room:
-        room -= turns[0]
-        kept = [0]
-    last = []
-    for place in range(len(turns) - 1, len(kept) - 1, -1):
-        if turns[place] > room:
-            break
-        room -= turns[place]
-        last = [place, *last]
-    return kept + last
-''',
-            "was skipped": '''
-def turns_to_read(turns, question, window):
-    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
-    room = window - question
-    if room < 0:
-        return []
-    kept = []
-    if turns and turns[0] <= room:
-        room -= turns[0]
-        kept = [0]
-    last = []
-    for place in range(len(turns) - 1, len(kept) - 1, -1):
-        if turns[place] > room:
-            continue
-        room -= turns[place]
-        last = [place, *last]
-    return kept + last
-''',
-            "how many turns": '''
-def turns_to_read(turns, question, window):
-    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
-    room = window - question
-    if room < 0:
-        return []
-    kept = []
-    if turns and turns[0] <= room:
-        room -= turns[0]
-        kept = [0]
-    last = []
-    for place in range(len(turns) - 1, len(kept) - 1, -1):
-        if turns[place] > room:
-            break
-        room -= turns[place]
-        last = [place, *last]
-    return len(kept + last)
-''',
-            "counted from 0": '''
-def turns_to_read(turns, question, window):
-    """Places of the turns (lengths, oldest first) to read: the first, and as many of the last as fit."""
-    room = window - question
-    if room < 0:
-        return []
-    kept = []
-    if turns and turns[0] <= room:
-        room -= turns[0]
-        kept = [0]
-    last = []
-    for place in range(len(turns) - 1, len(kept) - 1, -1):
-        if turns[place] > room:
-            break
-        room -= turns[place]
-        last = [place, *last]
-    return [i + 1 for i in kept + last]
-''',
+            "the first turn needs room": _TURNS.replace("        room -= turns[0]\n", ""),
+            "the new question needs room": _TURNS.replace("room = window - question", "room = window"),
+            "was skipped": _TURNS.replace("            break", "            continue"),
+            "how many turns": _TURNS.replace("return kept + last", "return len(kept + last)"),
+            "counted from 0": _TURNS.replace("return kept + last", "return [i + 1 for i in kept + last]"),
         },
     ),
     "11.3": Answers(

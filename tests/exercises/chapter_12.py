@@ -2,6 +2,8 @@
 
 from answers import Answers
 
+from gptcore.exercises import exercises
+
 _SPECULATE = """
 def speculate(draft, target, token):
     common = draft.minimum(target)
@@ -35,6 +37,10 @@ def best_size(compute, A, alpha, B, beta):
     return n, compute / 6 / n
 """
 
+_PRICE = exercises()["12.1"].solution
+
+_BYTES = exercises()["12.5"].solution
+
 ANSWERS = {
     "12.1": Answers(
         right=[
@@ -46,125 +52,19 @@ def price_of_distance(reference, rewards, nats):
     best = (reference.double().log() + rewards.double() / prices[:, None]).log_softmax(1)
     distances = (best.exp() * (best - reference.double().log())).sum(1)
     return prices[(distances - nats).abs().argmin()].item()
-""",
+"""
         ],
         wrong={
-            "1 / beta": '''
-import math
-
-import torch
-
-
-def price_of_distance(reference, rewards, nats):
-    """The price beta at which the best policy is `nats` away from the reference: a number."""
-    reference, rewards = reference.double(), rewards.double()
-
-    def distance(beta):
-        best = (reference.log() + rewards / beta).log_softmax(dim=0)
-        return (best.exp() * (best - reference.log())).sum().item()
-
-    low, high = math.log(1e-4), math.log(1e6)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distance(math.exp(middle)) > nats:
-            low = middle  # too cheap: the policy goes too far
-        else:
-            high = middle
-    return math.exp(-low)
-''',
-            "turned round": '''
-import math
-
-import torch
-
-
-def price_of_distance(reference, rewards, nats):
-    """The price beta at which the best policy is `nats` away from the reference: a number."""
-    reference, rewards = reference.double(), rewards.double()
-
-    def distance(beta):
-        best = (reference.log() + rewards / beta).log_softmax(dim=0)
-        return (reference * (reference.log() - best)).sum().item()
-
-    low, high = math.log(1e-4), math.log(1e6)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distance(math.exp(middle)) > nats:
-            low = middle  # too cheap: the policy goes too far
-        else:
-            high = middle
-    return math.exp(low)
-''',
-            "in nats": '''
-import math
-
-import torch
-
-
-def price_of_distance(reference, rewards, nats):
-    """The price beta at which the best policy is `nats` away from the reference: a number."""
-    reference, rewards = reference.double(), rewards.double()
-
-    def distance(beta):
-        best = (reference.log() + rewards / beta).log_softmax(dim=0)
-        return (best.exp() * (best - reference.log())).sum().item()
-
-    low, high = math.log(1e-4), math.log(1e6)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distance(math.exp(middle)) > nats * math.log(2):
-            low = middle  # too cheap: the policy goes too far
-        else:
-            high = middle
-    return math.exp(low)
-''',
-            "logarithm of the price": '''
-import math
-
-import torch
-
-
-def price_of_distance(reference, rewards, nats):
-    """The price beta at which the best policy is `nats` away from the reference: a number."""
-    reference, rewards = reference.double(), rewards.double()
-
-    def distance(beta):
-        best = (reference.log() + rewards / beta).log_softmax(dim=0)
-        return (best.exp() * (best - reference.log())).sum().item()
-
-    low, high = math.log(1e-4), math.log(1e6)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distance(math.exp(middle)) > nats:
-            low = middle  # too cheap: the policy goes too far
-        else:
-            high = middle
-    return low
-''',
-            "for a reference that is uniform": '''
-import math
-
-import torch
-
-
-def price_of_distance(reference, rewards, nats):
-    """The price beta at which the best policy is `nats` away from the reference: a number."""
-    reference = torch.ones_like(reference) / len(reference)
-    reference, rewards = reference.double(), rewards.double()
-
-    def distance(beta):
-        best = (reference.log() + rewards / beta).log_softmax(dim=0)
-        return (best.exp() * (best - reference.log())).sum().item()
-
-    low, high = math.log(1e-4), math.log(1e6)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if distance(math.exp(middle)) > nats:
-            low = middle  # too cheap: the policy goes too far
-        else:
-            high = middle
-    return math.exp(low)
-''',
+            "1 / beta": _PRICE.replace("return math.exp(low)", "return math.exp(-low)"),
+            "turned round": _PRICE.replace(
+                "(best.exp() * (best - reference.log()))", "(reference * (reference.log() - best))"
+            ),
+            "in nats": _PRICE.replace("> nats", "> nats * math.log(2)"),
+            "logarithm of the price": _PRICE.replace("return math.exp(low)", "return low"),
+            "for a reference that is uniform": _PRICE.replace(
+                "    reference, rewards =",
+                "    reference = torch.ones_like(reference) / len(reference)\n    reference, rewards =",
+            ),
         },
     ),
     "12.2": Answers(
@@ -279,45 +179,18 @@ def bytes_of_one(parameters, processes, divided):
         size = 12 if part == "optimiser" else 2
         total -= size * (1 - 1 / processes)
     return parameters * total
-""",
+"""
         ],
         wrong={
-            "8 bytes": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 2, "optimiser": 8}
-    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())
-''',
-            "half precision": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 4, "optimiser": 12}
-    return parameters * sum(size / processes if part in divided else size for part, size in sizes.items())
-''',
-            "everything was divided": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
-    return parameters * sum(size / processes for part, size in sizes.items())
-''',
-            "nothing was divided": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
-    return parameters * sum(size for part, size in sizes.items())
-''',
-            "divides the others": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
-    return parameters * sum(size / processes if part not in divided else size for part, size in sizes.items())
-''',
-            "are there as well": '''
-def bytes_of_one(parameters, processes, divided):
-    """Bytes that one process holds, when the named parts are divided among all processes."""
-    sizes = {"weights": 2, "gradients": 2, "optimiser": 12}
-    return parameters * sum(size / processes for part, size in sizes.items() if part in divided)
-''',
+            "8 bytes": _BYTES.replace("12}", "8}"),
+            "half precision": _BYTES.replace('"gradients": 2', '"gradients": 4'),
+            "everything was divided": _BYTES.replace(" if part in divided else size", ""),
+            "nothing was divided": _BYTES.replace("size / processes if part in divided else size", "size"),
+            "divides the others": _BYTES.replace("if part in divided", "if part not in divided"),
+            "are there as well": _BYTES.replace(
+                "size / processes if part in divided else size for part, size in sizes.items()",
+                "size / processes for part, size in sizes.items() if part in divided",
+            ),
         },
     ),
 }
