@@ -36,9 +36,6 @@ from gptcore.tokenizer import Tokenizer
 
 STATIC = Path(__file__).parent / "static"
 
-# Okabe and Ito's colours, by their names for them, which colour-blind readers can tell apart.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
-
 
 def script(name: str) -> str:
     """The script of a view: what all of them share, then its own."""

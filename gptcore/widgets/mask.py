@@ -9,7 +9,8 @@ from matplotlib.patches import Rectangle
 from gptcore.chat_template import Turn, encode_conversation
 from gptcore.loss import IGNORED
 from gptcore.tokenizer import Tokenizer
-from gptcore.widgets._view import BLUE, View, drawable, picture, script, token_label
+from gptcore.widgets._view import View, drawable, picture, script, token_label
+from gptcore.widgets.palette import BLUE
 
 MOST_TOKENS = 256
 

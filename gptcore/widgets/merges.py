@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from gptcore.bpe import Pair, learn_merges, merge, split_words
 from gptcore.tokenizer import Tokenizer
-from gptcore.widgets._view import VERMILION, View, drawable, picture, readable, script
+from gptcore.widgets._view import View, drawable, picture, readable, script
+from gptcore.widgets.palette import VERMILION
 
 MOST_CHARACTERS = 600
 MOST_MERGES = 200

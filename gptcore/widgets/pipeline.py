@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from gptcore.checkpoint import find_stage
-from gptcore.widgets._view import BLUE, View, picture, script
+from gptcore.widgets._view import View, picture, script
+from gptcore.widgets.palette import BLUE
 
 # Of each stage: its name in the report, what people call it, what it reads, what it learns, and its scores
 # in the report with what they mean.

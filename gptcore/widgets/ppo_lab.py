@@ -38,7 +38,8 @@ from gptcore.questions import Prompt
 from gptcore.recipe import Recipe
 from gptcore.reward import RewardModel, rewards_of, train_reward_model
 from gptcore.tokenizer import Tokenizer
-from gptcore.widgets._view import BLUE, VERMILION, View, picture, script, sendable
+from gptcore.widgets._view import View, picture, script, sendable
+from gptcore.widgets.palette import BLUE, VERMILION
 
 RECORDED = SHIPPED.parent / "ppo_lab.json"
 """The recorded runs that come with the course."""

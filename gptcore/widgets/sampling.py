@@ -10,8 +10,9 @@ from gptcore.decoder import Decoder
 from gptcore.generation import SamplingConfig, draw, next_token_probabilities
 from gptcore.tokenizer import Tokenizer
 from gptcore.training import generator_for
-from gptcore.widgets._view import BLUE, Models, View, drawable, picture, rounded, script, token_labels
+from gptcore.widgets._view import Models, View, drawable, picture, rounded, script, token_labels
 from gptcore.widgets.attention import read_as
+from gptcore.widgets.palette import BLUE
 
 ROWS = 20
 """So many of the most likely tokens are shown one by one."""

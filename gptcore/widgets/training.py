@@ -19,8 +19,9 @@ from gptcore.evaluation import mean_loss
 from gptcore.generation import SamplingConfig, generate
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 from gptcore.training import StepReport, generator_for
-from gptcore.widgets._view import BLUE, GREEN, VERMILION, View, in_its_place, picture, readable, rounded, script
+from gptcore.widgets._view import View, in_its_place, picture, readable, rounded, script
 from gptcore.widgets.attention import read_as
+from gptcore.widgets.palette import BLUE, GREEN, VERMILION
 
 SHARE = 0.012
 """Of the time that has passed, at most so much is spent on looking; the browser, on the same cores, takes as much again."""
