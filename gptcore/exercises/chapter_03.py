@@ -43,35 +43,45 @@ def check_gated_width(answer: Answer, fresh: Fresh) -> None:
 # --- 3.2 -----------------------------------------------------------------------------------------
 
 
-def check_decoder_parameters(answer: Answer, fresh: Fresh) -> None:
-    cases = [(11, 3, 2, 2), (50257, 1024, 768, 12)]
-    cases += [(fresh.integer(20, 5000), fresh.integer(8, 200), 6 * fresh.integer(1, 64), fresh.integer(2, 9))]
-    for V, T, C, L in cases:
-        attention, forward, norms = 4 * (C * C + C), 8 * C * C + 5 * C, 4 * C
-        right = V * C + T * C + L * (attention + forward + norms) + 2 * C
+def check_deepest(answer: Answer, fresh: Fresh) -> None:
+    # Mistakes differ by little, and what is left over hides most of them: each of the first cases shows only some.
+    many = (1000 + 8 + 2) * 6 + 200 * (12 * 6 * 6 + 13 * 6)  # all of it is spent on 200 narrow layers
+    cases = [(1000, 8, 6, many + spare) for spare in (250, 380, -18, -6)]
+    cases += [(50257, 1024, 768, budget) for budget in (1_000_000, 124_439_808, 124_439_807)]
+    for _ in range(4):
+        V, T, C, L = fresh.integer(20, 5000), fresh.integer(8, 200), 6 * fresh.integer(1, 64), fresh.integer(2, 9)
+        full = (V + T + 2) * C + L * (12 * C * C + 13 * C)
+        cases += [(V, T, C, full), (V, T, C, full - 1), (V, T, C, full + fresh.integer(1, 12 * C * C))]
+    for V, T, C, budget in cases:
+        outside, layer = (V + T + 2) * C, 12 * C * C + 13 * C
+
+        def layers(outside: int, layer: int, budget: int = budget) -> int:
+            return max(0, (budget - outside) // layer)
+
         answer.expect(
-            (V, T, C, L),
-            right,
+            (V, T, C, budget),
+            layers(outside, layer),
             {
-                "the head is tied to the embedding: its V x C numbers exist only once.": right + V * C,
-                "the position embeddings are missing.": right - T * C,
-                "the norm after the last layer is missing.": right - 2 * C,
-                "4 C numbers a layer are missing: either its two norms, each with a scale and a shift, or the biases of "
-                "attention, C for each of the four projections.": right - L * norms,
-                "there are two norms in a layer, one before attention and one before the feed-forward part.": (
-                    right - 2 * L * C
+                "a model cannot have fewer than 0 layers: the budget may be too small for the embedding alone.": (
+                    (budget - outside) // layer
                 ),
-                "the output projection is missing: attention has four C x C matrices.": Either(
-                    right - L * (C * C + C), right - L * C * C
+                "rounded; a model that is a little over the budget is too large.": max(
+                    0, round((budget - outside) / layer)
                 ),
-                "there are L layers, each with weights of its own; here they count only once.": (
-                    right - (L - 1) * (attention + forward + norms)
+                "that is no whole number; `//` rounds down.": max(0, (budget - outside) / layer),
+                "the head is tied to the embedding: its V x C numbers exist only once.": layers(outside + V * C, layer),
+                "what stands outside of the layers is missing: embedding, positions and the last norm.": layers(
+                    0, layer
                 ),
-                "all norms are missing, with their scales and shifts.": right - L * norms - 2 * C,
-                "a layer norm has a scale and a shift, 2 C numbers, not only C.": right - L * norms // 2 - C,
-                "the biases of attention and feed-forward are missing.": right - 9 * L * C,
-                "the biases of the feed-forward part are missing: 4 C and C.": right - 5 * L * C,
-                "the embedding is missing.": right - V * C,
+                "the position embeddings are missing.": layers(outside - T * C, layer),
+                "the norm after the last layer is missing.": layers(outside - 2 * C, layer),
+                "the biases and norms of a layer are missing: 13 C numbers.": layers(outside, 12 * C * C),
+                "there are two norms in a layer, each with a scale and a shift.": Either(
+                    layers(outside, layer - 2 * C), layers(outside, layer - 4 * C)
+                ),
+                "the output projection is missing: attention has four C x C matrices.": layers(
+                    outside, layer - C * C - C
+                ),
             },
         )
 
@@ -332,31 +342,35 @@ def gated_width(C, multiple):
     ),
     Exercise(
         number="3.2",
-        title="124,439,808",
+        title="How deep?",
         minutes=8,
         difficulty=2,
         task="""\
-Count the parameters of a `gpt2` decoder: vocabulary `V`, context `T`, width `C`, `L` layers, feed-forward parts of
-inner width 4 C, biases everywhere, layer norms with scale and shift, learned positions, and a head that is tied to
-the embedding. For the smallest published GPT-2 (V = 50257, T = 1024, C = 768, L = 12) the number must be the one in
-the title.""",
+The chapter counts the parameters of a model of given depth. Turn it round: a `gpt2` decoder with vocabulary `V`, context
+`T` and width `C` may have at most `budget` parameters. How many layers can it have? It is built as in the chapter:
+feed-forward parts of inner width 4 C, biases everywhere, layer norms with scale and shift, learned positions, a norm
+after the last layer, and a head that is tied to the embedding. Where the budget is too small for a single layer, the
+answer is 0.""",
         stub='''\
-def decoder_parameters(V, T, C, L):
-    """Number of parameters of a `gpt2` decoder."""
+def deepest(V, T, C, budget):
+    """Most layers of a `gpt2` decoder with at most `budget` parameters."""
     ...''',
-        demo="print(decoder_parameters(50257, 1024, 768, 12))",
-        checker=check_decoder_parameters,
+        demo="""\
+print(deepest(50257, 1024, 768, 124_439_808))  # right: 12, the smallest published GPT-2
+print(deepest(50257, 1024, 768, 124_439_807))  # right: 11, for one parameter is missing""",
+        checker=check_deepest,
         hints=(
-            "Outside the layers: embedding, positions, one norm. What the head has is the embedding's.",
-            "In a layer: attention 4 (C C + C), feed-forward C 4C + 4C + 4C C + C, two norms of 2 C.",
+            "Outside of the layers: embedding, positions, one norm. What the head has is the embedding's.",
+            "A layer has 12 C C + 13 C. How often does that go into what is left of the budget?",
         ),
         solution='''\
-def decoder_parameters(V, T, C, L):
-    """Number of parameters of a `gpt2` decoder."""
+def deepest(V, T, C, budget):
+    """Most layers of a `gpt2` decoder with at most `budget` parameters."""
     norm = 2 * C
     attention = 4 * (C * C + C)
     feed_forward = (C * 4 * C + 4 * C) + (4 * C * C + C)
-    return V * C + T * C + L * (attention + feed_forward + 2 * norm) + norm''',
+    outside = V * C + T * C + norm
+    return max(0, (budget - outside) // (attention + feed_forward + 2 * norm))''',
         praise="About 12 C C for each layer: with this rule you can tell a model's size from its width and depth in "
         "your head.",
     ),
@@ -366,7 +380,7 @@ def decoder_parameters(V, T, C, L):
         minutes=12,
         difficulty=3,
         task="""\
-A decoder layer in small: `mix`, `(T, T)`, stands for attention (each row says what a position takes from all), `up`
+A decoder layer in miniature: `mix`, `(T, T)`, stands for attention (each row says what a position takes from all), `up`
 and `down` make the feed-forward part. The layer works and even trains. But the last lines show something odd: make
 the input a hundred times larger, and the output is the same. What earlier layers have written into the stream is
 rescaled, layer after layer, and the gradient's short cut is gone. Find the two lines that do it, and repair them.""",

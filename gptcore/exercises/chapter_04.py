@@ -390,7 +390,7 @@ def count_pairs(words):
         minutes=10,
         difficulty=2,
         task="""\
-`merge` shall replace each occurrence of a pair, from left to right, by a new id. It works for `banana`. But the last
+`merge` should replace each occurrence of a pair, from left to right, by a new id. It works for `banana`. But the last
 lines put a drawn-out *aaah* through it, and what comes back is longer than what went in: the tokenizer has made up
 a letter. Find out when, and repair it.""",
         stub='''\

@@ -89,42 +89,50 @@ ANSWERS = {
     "3.2": Answers(
         right=[
             """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + L * (12 * C**2 + 13 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T + 2) * C) // (12 * C**2 + 13 * C))
 """
         ],
         wrong={
+            "fewer than 0 layers": """
+def deepest(V, T, C, budget):
+    return (budget - (V + T + 2) * C) // (12 * C**2 + 13 * C)
+""",
+            "a little over the budget": """
+def deepest(V, T, C, budget):
+    return max(0, round((budget - (V + T + 2) * C) / (12 * C**2 + 13 * C)))
+""",
+            "no whole number": """
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T + 2) * C) / (12 * C**2 + 13 * C))
+""",
             "tied to the embedding": """
-def decoder_parameters(V, T, C, L):
-    return (2 * V + T + 2) * C + L * (12 * C**2 + 13 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (2 * V + T + 2) * C) // (12 * C**2 + 13 * C))
+""",
+            "outside of the layers": """
+def deepest(V, T, C, budget):
+    return max(0, (budget - 0) // (12 * C**2 + 13 * C))
 """,
             "position embeddings": """
-def decoder_parameters(V, T, C, L):
-    return (V + 2) * C + L * (12 * C**2 + 13 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + 2) * C) // (12 * C**2 + 13 * C))
 """,
             "norm after the last layer": """
-def decoder_parameters(V, T, C, L):
-    return (V + T) * C + L * (12 * C**2 + 13 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T) * C) // (12 * C**2 + 13 * C))
+""",
+            "13 C numbers": """
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T + 2) * C) // (12 * C**2))
 """,
             "two norms in a layer": """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + L * (12 * C**2 + 11 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T + 2) * C) // (12 * C**2 + 11 * C))
 """,
             "output projection is missing": """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + L * (11 * C**2 + 12 * C)
-""",
-            "they count only once": """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + 12 * C**2 + 13 * C
-""",
-            "4 C numbers a layer are missing": """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + L * (12 * C**2 + 9 * C)
-""",
-            "biases of attention and feed-forward": """
-def decoder_parameters(V, T, C, L):
-    return (V + T + 2) * C + L * (12 * C**2 + 4 * C)
+def deepest(V, T, C, budget):
+    return max(0, (budget - (V + T + 2) * C) // (11 * C**2 + 12 * C))
 """,
         },
     ),
