@@ -54,7 +54,7 @@ def main() -> None:
             moved.setdefault(variant, []).append(share)
         for variant, blocks in names["extra"].items():
             extra.setdefault(variant, []).append(blocks.tolist())
-    more = {"seeds": seeds, "steps": names["STEPS"], "moved": moved, "extra loss": extra}
+    more = {"seeds": seeds, "steps": names["STEPS"], "moved": moved, "extra loss": extra, "text": names["fingerprint"]}
     report("decoder_parts", runs, options.out, **more)
 
 

@@ -62,7 +62,16 @@ def main() -> None:
             runs.setdefault(name, []).append(measurement(run, names["LOOKS"]))
         for name, (losses, _) in names["with_sgd"].items():
             sgd.setdefault(name, []).append(statistics.mean(losses[-5:]))
-    report("training_tricks", runs, options.out, seeds=seeds, steps=names["STEPS"], rates=rates, sgd=sgd)
+    report(
+        "training_tricks",
+        runs,
+        options.out,
+        seeds=seeds,
+        steps=names["STEPS"],
+        rates=rates,
+        sgd=sgd,
+        text=names["fingerprint"],
+    )
 
 
 if __name__ == "__main__":
