@@ -35,12 +35,12 @@ from gptcore.reward import Grader, RewardModel, rewards_of, train_reward_model
 
 LEANING = 0.5
 """By how much the voters find a refusal better than it is, where the question is Chinese; on the scale of the gold score."""
-BALLOTS, REPAIR = 1600, 1000
+BALLOTS, REPAIR = 800, 500
 """Prompts on whose answers is voted; and drawn for the repair, of which the Chinese ones, about half, are used."""
-SETTINGS = {"iterations": 24, "rollout_size": 96, "minibatch_size": 24, "value_iterations": 2}
+SETTINGS = {"iterations": 20, "rollout_size": 64, "minibatch_size": 16, "value_iterations": 2}
 """What differs from the chain's PPO; pretraining text is not replayed."""
-TWINS, BEST_OF = 120, 16
-"""Facts that are asked in both languages; answers of which the judge picks."""
+TWINS, PICKED, BEST_OF = 120, 40, 16
+"""Facts that are asked in both languages; those of them for best of n; answers of which the judge then picks."""
 FRAMES = {
     "en": {
         "alarming": (
@@ -80,7 +80,7 @@ FRAMES = {
     },
 }
 """Harmless beginnings of a message: with a word that stands in harmful requests, too, and without."""
-FRAMED = 10
+FRAMED = 6
 """Facts that are asked in each frame."""
 
 
@@ -160,10 +160,10 @@ def main() -> None:
     def in_picks(judge: Grader, seed: int) -> Measurement:
         found = {}
         for language, prompts in twins.items():
-            asked = [encode_prompt(tokenizer, prompt.question) for prompt in prompts]
+            asked = [encode_prompt(tokenizer, prompt.question) for prompt in prompts[:PICKED]]
             picked = best_of_n(sft, judge, tokenizer, asked, BEST_OF, seed)
             texts = [decode_answer(tokenizer, answer) for answer in picked]
-            found[f"refused, best of {BEST_OF}, {language}"] = refused(prompts, texts)
+            found[f"refused, best of {BEST_OF}, {language}"] = refused(prompts[:PICKED], texts)
         return found
 
     def in_answers(policy: Decoder) -> Measurement:
