@@ -1,22 +1,27 @@
 """What must hold of sums whose answers a program checks."""
 
+import json
 import math
 import random
 from itertools import islice
 
 import pytest
 import torch
+import verifiable_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcore.chat_template import decode_answer, encode_answer, encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
+from gptcore.files import ASSETS
 from gptcore.generation import GREEDY, generate
 from gptcore.groups import GroupConfig, GroupPolicyGradient
 from gptcore.reward import rewards_of
 from gptcore.sums import (
     DEMONSTRATIONS,
+    FORGETS,
     HELD_OUT,
+    REINFORCEMENT,
     Checker,
     SumSource,
     demonstrations_of_sums,
@@ -269,3 +274,26 @@ def test_held_out_answers_stand_in_groups_and_unfinished_ones_count_as_nothing(m
     monkeypatch.setattr("gptcore.sums.generate", answers)
     right = graded(is_right, held_out_answers(model, BYTES, 4))
     assert right.tolist() == [[0.0, 1.0, 0.0, 1.0]] * HELD_OUT
+
+
+# --- The record ----------------------------------------------------------------------------------
+
+
+def test_the_record_is_that_of_the_script_with_three_seeds_and_as_much_work_for_both_methods():
+    record = json.loads((ASSETS / "benchmarks" / "verifiable_rewards.json").read_text(encoding="utf-8"))
+    runs, config = record["runs"], REINFORCEMENT
+    assert {len(found) for found in runs.values()} == {3}
+    assert record["settings"] == {
+        "demonstrations": DEMONSTRATIONS,
+        "forgets": FORGETS,
+        "held out": HELD_OUT,
+        "each": verifiable_rewards.EACH,
+    }
+    for name in ("GRPO", "best of each group", "reward for the form", "without steps, GRPO"):
+        assert {run["answers"] for run in runs[name]} == {
+            config.iterations * config.rollout_prompts * config.group_size
+        }
+        for points in record["curves"][name]:
+            assert [point["iteration"] for point in points] == list(range(5, config.iterations + 1, 5))
+    for run, other in zip(runs["fine-tuning alone"], runs["right ones alone"], strict=True):
+        assert run["updates"] == other["updates"] > 2 * verifiable_rewards.STEPS
