@@ -115,7 +115,7 @@ class GroupConfig:
     rate: float = 5e-4
     """AdamW's learning rate; falls linearly to 0."""
     kl_coefficient: float = 0.02
-    """Beta: price of each nat away from the reference, in GRPO's loss or REINFORCE's reward."""
+    """Beta: price of each nat away from the reference, in GRPO's loss or REINFORCE's reward; `best` has none."""
     clip: float = 0.2
     """Largest change of a ratio that is rewarded, in GRPO."""
     max_new_tokens: int = 64
@@ -127,7 +127,7 @@ class GroupConfig:
     clip_norm: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
-    """Of prompts, samples and minibatches; both methods begin with the same prompts and answers."""
+    """Of prompts, samples and minibatches; all methods begin with the same prompts and answers."""
 
     def __post_init__(self) -> None:
         choice(self, "method", ("grpo", "reinforce", "best"))
