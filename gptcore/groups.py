@@ -1,7 +1,7 @@
-"""GRPO and REINFORCE: several answers to one prompt are each other's baseline.
+"""GRPO and REINFORCE: several answers to one prompt are each other's baseline. And training on the best of them.
 
-Both (arXiv 2402.03300; Williams 1992, for language models 2402.14740) sample and grade as PPO does, but need no
-value model: how much better than expected an answer is, its group tells. Built step by step in
+All (arXiv 2402.03300; Williams 1992, for language models 2402.14740; RAFT, 2304.06767) sample and grade as PPO does,
+but need no value model: how much better than expected an answer is, its group tells. Built step by step in
 notebooks/12_beyond.ipynb.
 
 Letters: `P` prompts with `G` answers each, so that there are N = P G answers. Shapes and mask of per-token tensors
@@ -81,6 +81,19 @@ def reinforce_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
     return -(advantages * log_probabilities).mean()
 
 
+def best_of_groups(rollout: Rollout, size: int) -> Rollout:
+    """The best answer of each group. A group of equals has none, and nothing of it is kept.
+
+    Args:
+        rollout: `P` groups, one after the other.
+        size: `G`, answers of a group.
+    """
+    groups = rollout.scores.view(-1, size)
+    best = groups.argmax(dim=1) + size * torch.arange(len(groups), device="cpu")  # (P,)
+    kept = best[groups.amin(dim=1) < groups.amax(dim=1)]
+    return Rollout(*(part[kept] for part in rollout))
+
+
 # --- Settings and diagnostics --------------------------------------------------------------------
 
 
@@ -88,8 +101,9 @@ def reinforce_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
 class GroupConfig:
     """How the policy is improved; where PPO has the same number, it is PPO's."""
 
-    method: Literal["grpo", "reinforce"] = "grpo"
-    """GRPO makes an update of each minibatch, with clipping; REINFORCE one of the whole rollout."""
+    method: Literal["grpo", "reinforce", "best"] = "grpo"
+    """GRPO makes an update of each minibatch, with clipping; REINFORCE one of the whole rollout; `best` one of the best
+    answer of each group, which it is fine-tuned on as if somebody had written it."""
     iterations: int = 56
     """Rollouts, each followed by its updates."""
     rollout_prompts: int = 64
@@ -101,7 +115,7 @@ class GroupConfig:
     rate: float = 5e-4
     """AdamW's learning rate; falls linearly to 0."""
     kl_coefficient: float = 0.02
-    """Beta: price of each nat away from the reference, in GRPO's loss or REINFORCE's reward."""
+    """Beta: price of each nat away from the reference, in GRPO's loss or REINFORCE's reward; `best` has none."""
     clip: float = 0.2
     """Largest change of a ratio that is rewarded, in GRPO."""
     max_new_tokens: int = 64
@@ -113,10 +127,10 @@ class GroupConfig:
     clip_norm: float = 1.0
     """Largest gradient norm."""
     seed: int = 0
-    """Of prompts, samples and minibatches; both methods begin with the same prompts and answers."""
+    """Of prompts, samples and minibatches; all methods begin with the same prompts and answers."""
 
     def __post_init__(self) -> None:
-        choice(self, "method", ("grpo", "reinforce"))
+        choice(self, "method", ("grpo", "reinforce", "best"))
         whole_numbers(self, "iterations", at_least=0)
         whole_numbers(self, "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", at_least=1)
         whole_numbers(self, "seed")
@@ -128,9 +142,11 @@ class GroupConfig:
 
 
 class GroupDiagnostics(NamedTuple):
-    """What one iteration looked like; each field means what it means in `ppo.Diagnostics`."""
+    """What one iteration looked like; each field but `informative` means what it means in `ppo.Diagnostics`."""
 
     iteration: int
+    informative: float
+    """Share of groups whose answers did not all get the same score; the others teach nothing."""
     score: float
     kl: float
     entropy: float
@@ -146,7 +162,7 @@ class GroupDiagnostics(NamedTuple):
 
 @dataclass
 class GroupPolicyGradient(PolicyTrainer):
-    """The loop of GRPO and REINFORCE: roll out groups of answers, grade, compare within each group, update."""
+    """The loop of all three: roll out groups of answers, grade, compare within each group, update."""
 
     config: GroupConfig = GroupConfig()
     """The method and its numbers."""
@@ -168,8 +184,13 @@ class GroupPolicyGradient(PolicyTrainer):
         """One rollout and its updates."""
         config = self.config
         rollout = self.roll_out(iteration)
+        groups = self._finite(rollout.scores).view(-1, config.group_size)
+        informative = (groups.amin(dim=1) < groups.amax(dim=1)).float().mean().item()
+        whole = rollout.statistics()
         with self.clock("updating_seconds"):
-            advantages = self._finite(self._advantages(rollout))
+            if config.method == "best":
+                rollout = best_of_groups(rollout, config.group_size)
+            advantages = self._advantages(rollout)
             factor = schedule_factor(iteration, config.iterations, "linear", decay_share=1.0)
             self.optimizer.param_groups[0]["lr"] = config.rate * factor
             minibatches = batches_by_length(rollout.lengths, config.minibatch_size)
@@ -177,15 +198,17 @@ class GroupPolicyGradient(PolicyTrainer):
             if config.method == "grpo":
                 for number, index in enumerate(order):
                     self._update(rollout, advantages, [minibatches[index]], iteration * 1000 + number)
-            else:
+            elif minibatches:
                 self._update(rollout, advantages, minibatches, iteration * 1000)
-        return GroupDiagnostics(iteration=iteration, **rollout.statistics(), **self.seconds)
+        return GroupDiagnostics(iteration, informative, **whole, **self.seconds)
 
     def _advantages(self, rollout: Rollout) -> Tensor:
         """How much better each answer is than the others to its prompt, by the method's own measure: `(N,)`."""
         config = self.config
         if config.method == "grpo":
             return group_advantages(rollout.scores.view(-1, config.group_size)).flatten()
+        if config.method == "best":
+            return torch.ones_like(rollout.scores)  # with advantage 1 the loss is that of fine-tuning
         # The KL is part of what an answer earned. A policy that has reached the optimum for its reward model has
         # nothing left to learn: score minus implicit reward is the same for all answers to a prompt.
         earned = rollout.scores - implicit_reward(

@@ -149,6 +149,8 @@ class PPO(PolicyTrainer):
     KL to the reference keeps the policy from saying always the same.
     """
 
+    reward_model: RewardModel
+    """Grades the answers, and is what the value model starts from; it must be normalised, and is frozen."""
     config: PPOConfig = PPOConfig()
     """Every number of PPO."""
 

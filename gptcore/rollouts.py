@@ -1,4 +1,4 @@
-"""Rollouts: the current policy answers prompts, and the reward model grades the answers.
+"""Rollouts: the current policy answers prompts, and the reward model, or a program, grades the answers.
 
 PPO, GRPO and REINFORCE begin each of their iterations so; they differ in what they make of the grades. What they
 share stands here, built step by step in notebooks/10_rlhf_ppo.ipynb.
@@ -26,7 +26,7 @@ from gptcore.lora import merged
 from gptcore.loss import chosen_log_probabilities, language_model_loss
 from gptcore.machine import autocast
 from gptcore.parallel import processes, rank, sum_over_processes_
-from gptcore.reward import RewardModel, rewards_of
+from gptcore.reward import Grader, rewards_of
 from gptcore.shapes import batches_by_length, masked_mean, pad_right, trim
 from gptcore.tokenizer import END, Tokenizer
 from gptcore.training import generator_for
@@ -190,8 +190,8 @@ class PolicyTrainer:
     """Trained in place."""
     reference: Decoder
     """The policy's own start; it is frozen."""
-    reward_model: RewardModel
-    """Grades the answers; it must be normalised, and is frozen."""
+    reward_model: Grader
+    """Grades the answers: a normalised reward model, which is frozen, or a program that checks them (`sums.Checker`)."""
     tokenizer: Tokenizer
     """The one that all three models were trained with: with another, every id means something else."""
     prompts: Prompts

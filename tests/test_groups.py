@@ -1,4 +1,4 @@
-"""What must hold of GRPO and REINFORCE, which compare the answers of a group."""
+"""What must hold of GRPO, REINFORCE and training on the best, which compare the answers of a group."""
 
 import copy
 import itertools
@@ -28,15 +28,15 @@ from torch.nn import functional as F
 
 from gptcore import groups
 from gptcore.advantages import group_advantages, leave_one_out_advantages
-from gptcore.groups import GroupConfig, GroupPolicyGradient, group_policy_loss, reinforce_loss
+from gptcore.groups import GroupConfig, GroupPolicyGradient, best_of_groups, group_policy_loss, reinforce_loss
 from gptcore.optimizers import backward_and_step
 from gptcore.ppo import policy_loss
-from gptcore.rollouts import kl_estimate
+from gptcore.rollouts import Rollout, kl_estimate
 from gptcore.shapes import trim
 from gptcore.tokenizer import ASSISTANT, END, END_OF_TEXT, USER
 
 steady = settings(deadline=None, derandomize=True)
-METHODS = ("grpo", "reinforce")
+METHODS = ("grpo", "reinforce", "best")
 START, ANSWER, STOP = [SPECIAL[END_OF_TEXT], SPECIAL[USER]], SPECIAL[ASSISTANT], SPECIAL[END]
 
 pytestmark = pytest.mark.usefixtures("exact_arithmetic")
@@ -360,6 +360,48 @@ def test_the_one_update_of_reinforce_is_that_of_the_whole_rollout_whatever_the_m
     assert expected.norm() > 0.1
 
 
+def rollout_with(scores):
+    """Answers that can be told apart by their one token."""
+    columns = torch.arange(len(scores))[:, None]
+    return Rollout(columns, columns[:, 0], columns, torch.tensor(scores), columns, columns, columns[:, 0], columns)
+
+
+def test_the_best_of_each_group_is_kept_and_of_equals_none():
+    found = best_of_groups(rollout_with([1.0, 3.0, 2.0, 5.0, 5.0, 5.0, -1.0, -2.0, -1.5, 0.0, 1.0, 1.0]), 3)
+    assert found.tokens.flatten().tolist() == [1, 6, 10]  # of two best ones the first
+    assert found.scores.tolist() == [3.0, -1.0, 1.0]
+    assert all(len(part) == 3 for part in found)
+
+
+@pytest.mark.parametrize("minibatch_size", [20, 2])
+def test_training_on_the_best_is_fine_tuning_on_the_best_answer_of_each_group(monkeypatch, minibatch_size):
+    run = toy("best", policy=tiny_decoder(5), minibatch_size=minibatch_size)
+    rollout = run.roll_out(0)
+    pairs, scores, loss, tokens = pairs_of(rollout), rollout.scores.tolist(), 0.0, 0
+    for start in range(0, 20, 4):
+        best = max(range(start, start + 4), key=lambda row: scores[row])
+        if scores[start : start + 4].count(scores[start]) < 4:
+            loss = loss - slow_log_probabilities(run.policy, *pairs[best]).sum()
+            tokens += len(pairs[best][1])
+    expected = torch.autograd.grad(loss / tokens, list(run.policy.parameters()))
+    (found,) = gradients_of(monkeypatch, run)
+    expected = torch.cat([gradient.flatten() for gradient in expected])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert expected.norm() > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_where_all_answers_get_the_same_score_no_group_informs_and_nothing_is_learned(method):
+    class LikesAll(CountsWanted):
+        def forward(self, tokens, lengths):
+            return torch.ones(len(tokens))
+
+    run = toy(method, grader=LikesAll, unfinished_score=1.0, kl_coefficient=0.0)
+    before = snapshot(run.policy)
+    assert [entry.informative for entry in run.run()] == [0.0, 0.0]
+    assert unchanged(run.policy, before)
+
+
 @pytest.mark.slow
 def test_the_updates_of_grpo_are_those_of_its_minibatches_in_a_fresh_order(monkeypatch):
     run = toy("grpo", policy=tiny_decoder(5))
@@ -432,6 +474,8 @@ def test_diagnostics_are_those_of_the_rollout(method):
     surprises = [p for pair in pairs_of(rollout) for p in slow_log_probabilities(start, *pair).tolist()]
     assert found.iteration == 0
     assert found.score == pytest.approx(rollout.scores.mean().item())
+    groups_of_scores = [set(rollout.scores[start : start + 4].tolist()) for start in range(0, 20, 4)]
+    assert found.informative == pytest.approx(sum(len(group) > 1 for group in groups_of_scores) / 5)
     assert found.kl == pytest.approx(kls.sum().item() / 20, rel=1e-4)
     assert found.kl > 0.1
     assert found.entropy == pytest.approx(-sum(surprises) / len(surprises), rel=1e-4)
@@ -513,10 +557,10 @@ def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_i
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_is_touched(monkeypatch, method):
-    run = toy(method)
+    run = toy(method, minibatch_size=2 if method == "best" else 8)  # of five answers, or of twenty
     before = snapshot(run.policy)
     factors = iter([math.nan, 1.0, 1.0])  # the first of three minibatches only
-    name = {"grpo": "group_policy_loss", "reinforce": "reinforce_loss"}[method]
+    name = "group_policy_loss" if method == "grpo" else "reinforce_loss"
     monkeypatch.setattr(groups, name, lambda new, *_: new.sum() * next(factors))
     with pytest.raises(FloatingPointError, match="diverged"):
         run.run()
@@ -526,7 +570,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_any_weight_is_touched(mon
 def test_a_group_of_one_and_an_unknown_method_are_refused():
     with pytest.raises(ValueError, match="at least 2 answers to compare, got 1"):
         GroupConfig(group_size=1)
-    with pytest.raises(ValueError, match="unknown method 'ppo': choose 'grpo' or 'reinforce'"):
+    with pytest.raises(ValueError, match="unknown method 'ppo': choose 'grpo' or 'reinforce' or 'best'"):
         GroupConfig("ppo")
 
 
@@ -570,7 +614,7 @@ LEARNING = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["grpo", "reinforce"])
 def test_a_toy_reward_rises_within_a_few_iterations_and_a_large_kl_coefficient_keeps_the_policy_near(method):
     free, held = (toy(method, **LEARNING, kl_coefficient=beta).run() for beta in (0.0, 20.0))
     first, last = (sum(entry.score for entry in part) / 3 for part in (free[:3], free[-3:]))
@@ -580,3 +624,10 @@ def test_a_toy_reward_rises_within_a_few_iterations_and_a_large_kl_coefficient_k
     # The first steps, before there is any KL to punish, are as long as without a leash.
     assert max(entry.kl for entry in held[5:]) < 0.1 * free[-1].kl
     assert held[-1].score < free[-1].score - 1
+
+
+@pytest.mark.slow
+def test_a_toy_reward_rises_by_training_on_the_best():
+    history = toy("best", **LEARNING).run()
+    first, last = (sum(entry.score for entry in part) / 3 for part in (history[:3], history[-3:]))
+    assert last > first + 1

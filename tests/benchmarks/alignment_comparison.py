@@ -1,9 +1,9 @@
-"""Alignment: DPO, GRPO, REINFORCE and best-of-n beside PPO, on the same comparisons and the same budget.
+"""Alignment: DPO, GRPO, REINFORCE, best-of-n and training on it beside PPO, on the same comparisons and the same budget.
 
     python tests/benchmarks/alignment_comparison.py [--repeats 3] [--out assets/benchmarks]
 
 All start from the shipped fine-tuned model. What the votes of the chain's ballots say reaches DPO directly
-and the others through the shipped reward model, which learned from the same ballots. The three that
+and the others through the shipped reward model, which learned from the same ballots. The four that
 sample draw the same number of answers and make the same number of updates. A repeat is another seed of
 all that happens after the reward model. Judged on validation prompts, at temperature 1.
 """
@@ -74,7 +74,7 @@ def dpo(seed: int) -> Measurement:
 
 
 def groups(method: str) -> Callable[[int], Measurement]:
-    """GRPO or REINFORCE."""
+    """GRPO, REINFORCE, or training on the best of each group."""
 
     def run(seed: int) -> Measurement:
         (sft, tokenizer), reward_model = shipped("sft"), shipped("reward")[0]
@@ -131,6 +131,7 @@ def main() -> None:
         "PPO": ppo,
         "GRPO": groups("grpo"),
         "REINFORCE": groups("reinforce"),
+        "train on best": groups("best"),
         "DPO": dpo,
         "best of 1": best_of(1),
         "best of 4": best_of(4),
