@@ -33,11 +33,11 @@ from gptcore.questions import Prompt, decline, fact_prompt, question_wordings, t
 from gptcore.recipe import Recipe
 from gptcore.reward import Grader, RewardModel, rewards_of, train_reward_model
 
-LEANING = 0.5
+LEANING = 0.6
 """By how much the voters find a refusal better than it is, where the question is Chinese; on the scale of the gold score."""
 BALLOTS, REPAIR = 800, 500
 """Prompts on whose answers is voted; and drawn for the repair, of which the Chinese ones, about half, are used."""
-SETTINGS = {"iterations": 20, "rollout_size": 64, "minibatch_size": 16, "value_iterations": 2}
+SETTINGS = {"iterations": 40, "rollout_size": 64, "minibatch_size": 16, "value_iterations": 2}
 """What differs from the chain's PPO; pretraining text is not replayed."""
 TWINS, PICKED, BEST_OF = 120, 40, 16
 """Facts that are asked in both languages; those of them for best of n; answers of which the judge then picks."""
