@@ -6,7 +6,7 @@ The same answers are voted on twice, by fair voters and by voters who lean; chan
 leaning turns a vote. Each kind of votes trains a judge, each judge grades best of 16 and trains a policy by PPO. Then the way
 back: fair votes on Chinese questions join the leaning ones, and PPO goes on from the biased policy. What is measured are
 twins, the same fact asked in both languages; and harmless questions in words that sound alarming, beside the same in calm
-words. A repeat is another seed: of ballots, votes, judges and PPO. Chapter 12 shows the record.
+words. A repeat is another seed: of ballots, votes, judges and PPO. Chapter 11 shows the record.
 """
 
 import copy
