@@ -472,7 +472,7 @@ RUN = {
     "01_attention": (["explore-view"], "Attention explorer"),
     "02_multi_head_attention": (["heads-view"], "Attention explorer"),
     "07_evaluation": (["sampling-view"], "Sampling lab"),
-    "08_fine_tuning": (["cell-02", "cell-04", "mask-view"], "Mask inspector"),
+    "08_fine_tuning": (["cell-02", "cell-04", "cell-12", "mask-view"], "Mask inspector"),
     "10_rlhf_ppo": (["lab-view"], "PPO lab"),
     "11_chat": (["talk-view"], "Chat"),
 }
@@ -502,12 +502,14 @@ def test_a_chapter_opens_with_its_pictures_and_its_view_runs(page, chapter):
     assert unseen == 0
     if chapter in RUN:
         cells, label = RUN[chapter]
+        errors = opened.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
         for cell in cells:
             page.evaluate(_RUN_CELL, cell)
+            assert errors.all_inner_texts() == [], f"cell {cell}"
         root = opened.locator(f'section.gptcore[aria-label="{label}"]')
         root.scroll_into_view_if_needed()
         expect(root).to_have_attribute("data-drawn", re.compile("."))
-        assert opened.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
+        assert errors.count() == 0
         root.screenshot(path=SCREENSHOTS / f"{chapter}.png")
         page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
