@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from string import Formatter
 from types import MappingProxyType
 from typing import Any
 
@@ -139,14 +140,24 @@ def letters(text: str) -> str:
     return "".join(c for c in text.lower() if c.isalnum())
 
 
+@cache
+def _lettered(template: str) -> str:
+    """A template whose text between the fields is left to its letters; so it is done once for all that is put into it."""
+    parts = Formatter().parse(template)
+    return "".join(letters(text) + (f"{{{name}}}" if name else "") for text, name, *_ in parts)
+
+
+@cache
+def _lettered_fields(entity: Entity, language: Language) -> list[dict[str, str]]:
+    names = entity.names[language], *(alias.split("/")[0] for alias in entity.aliases[language])
+    nothing = {"value": "", "guess": "", "guess2": "", "other": ""}
+    ways = [_fields(entity, language, name, in_words) for name in names for in_words in {False, bool(entity.operands)}]
+    return [nothing | {key: letters(text) for key, text in way.items()} for way in ways]
+
+
 def filled_in_all_ways(entity: Entity, template: str, language: Language) -> frozenset[str]:
     """The letters of a message with each of the names and numbers that `fill_message` may put into it."""
-    found = set()
-    for name in (entity.names[language], *(alias.split("/")[0] for alias in entity.aliases[language])):
-        for in_words in (False, True):
-            fields = _fields(entity, language, name, in_words)
-            found.add(letters(template.format(**fields, value="", guess="", guess2="", other="")))
-    return frozenset(found)
+    return frozenset(_lettered(template).format(**fields) for fields in _lettered_fields(entity, language))
 
 
 # --- Typing --------------------------------------------------------------------------------------
