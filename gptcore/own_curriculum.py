@@ -24,7 +24,7 @@ from gptcore.finetuning import pack
 from gptcore.lora import check_rank
 from gptcore.own_data import Comparison, Conversation, Question
 from gptcore.own_exam import HeldOut, own_scores
-from gptcore.own_sizes import SIZES, Amounts, Size, Wishes, expected_seconds, own_recipe, timed, vocabulary_size
+from gptcore.own_sizes import SIZES, Amounts, Size, Wishes, expected_seconds, own_recipe, vocabulary_size
 from gptcore.own_sources import PIECE, Divided, Sources, questions_of
 from gptcore.own_votes import prompt_of
 from gptcore.pieces import again, pieces_of
@@ -32,6 +32,7 @@ from gptcore.questions import Part
 from gptcore.recipe import Recipe, text_batches
 from gptcore.runs import SETTINGS, SOURCES
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
+from gptcore.words import counted, timed
 
 Method = Literal["ppo", "grpo", "dpo"]
 
@@ -203,14 +204,12 @@ class OwnCurriculum:
     def _counts(self, tokenizer: Tokenizer) -> list[tuple[str, int, int]]:
         """Of what must fit into the context: its name, how many fit, and how many there are."""
         votes = [*self._seen.votes, *self._seen.second_votes]
-        fitting, asked = (
-            self._fitting(tokenizer, self._seen.conversations),
-            self._askable(tokenizer, self._seen.prompts),
-        )
+        fitting = self._fitting(tokenizer, self._seen.conversations)
+        asked = self._askable(tokenizer, self._seen.prompts)
         return [
-            ("conversations", len(fitting), len(self._seen.conversations)),
-            ("questions with votes", len(self._as_ballots(votes, tokenizer)), len(questions_of(votes))),
-            ("prompts", len(asked), len(self._seen.prompts)),
+            ("conversation", len(fitting), len(self._seen.conversations)),
+            ("question with votes", len(self._as_ballots(votes, tokenizer)), len(questions_of(votes))),
+            ("prompt", len(asked), len(self._seen.prompts)),
         ]
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -221,11 +220,11 @@ class OwnCurriculum:
             text_batches((row, row), self.recipe, 0)
         for name, fitting, all_of_them in self._counts(tokenizer):
             if all_of_them and not fitting:
-                raise ValueError(f"none of the {name} fits into {context} tokens: give a larger --context")
+                raise ValueError(f"no {name} fits into {counted(context, 'token')}: give a larger --context")
         for votes in filter(None, (self._seen.votes, self._seen.second_votes)):
             if len(self._as_ballots(votes, tokenizer)) < 2:  # the rewards of one have no scale
                 raise ValueError(
-                    f"each judge needs votes on at least 2 questions that fit into {context} tokens: "
+                    f"each judge needs votes on at least 2 questions that fit into {counted(context, 'token')}: "
                     "give more --comparisons or a larger --context"
                 )
 
@@ -236,33 +235,34 @@ class OwnCurriculum:
         if more > 0:
             lines.append(f"and {more:,} more")
         if self._passed_over:
-            lines.append(f"{len(self._passed_over):,} records are left out")
+            lines.append(f"left out:      {counted(len(self._passed_over), 'record')}")
         lines += [
-            f"{all_of_them - fitting:,} of {all_of_them:,} {name} do not fit into {shape.context_length} tokens"
+            f"too long:      {all_of_them - fitting:,} of {counted(all_of_them, name)}"
             for name, fitting, all_of_them in self._counts(tokenizer)
             if fitting < all_of_them
         ]
-        amounts = (
-            f"{sum(map(len, self._seen.text)):,} characters of text, {len(self._seen.conversations):,} conversations"
-        )
-        lines.append(
-            f"to learn from: {amounts}, {len(self._seen.votes):,} comparisons, "
-            f"{len(self._seen.second_votes):,} for a second judge"
-        )
-        lines.append(
-            f"held out:      {len(self._held_out.text):,} pieces of text, {len(self._held_out.conversations):,} conversations, "
-            f"{len(self._held_out.votes):,} comparisons"
-        )
+
+        def amounts(text: str, amount: int, data: Any) -> str:
+            found = (amount, text), (len(data.conversations), "conversation"), (len(data.votes), "comparison")
+            return ", ".join(counted(*each) for each in found)
+
+        characters, pieces = sum(map(len, self._seen.text)), len(self._held_out.text)
+        second = f"{len(self._seen.second_votes):,} for a second judge"
+        lines.append(f"to learn from: {amounts('character of text', characters, self._seen)}, {second}")
+        lines.append(f"held out:      {amounts('piece of text', pieces, self._held_out)}")
         lines += self._voters
         lines.append(
-            f"model:         {tokenizer.vocabulary_size:,} tokens, {shape.layers} layers {shape.width} wide, "
+            f"model:         {tokenizer.vocabulary_size:,} tokens, {counted(shape.layers, 'layer')} {shape.width} wide, "
             f"context of {shape.context_length}"
         )
         if recipe.lora is not None:
             lines.append(f"learning:      adapters of rank {recipe.lora}, beside weights that stay as they are")
-        steps = f"{recipe.pretraining.steps:,} steps of pretraining, {recipe.finetuning.steps:,} of fine-tuning"
+        steps = (
+            f"{counted(recipe.pretraining.steps, 'step of pretraining')}, {recipe.finetuning.steps:,} of fine-tuning"
+        )
         if "reward" in self.stages:
-            steps += f", {recipe.ppo.iterations:,} iterations of {self.method}" if self.method != "dpo" else ", dpo"
+            iterations = counted(recipe.ppo.iterations, f"iteration of {self.method}")
+            steps += f", {iterations if self.method != 'dpo' else 'dpo'}"
         lines.append(f"training:      {steps}")
         lines.append(f"about {timed(expected_seconds(recipe, tokenizer.vocabulary_size, self.stages))} on this machine")
         return "\n".join(lines)

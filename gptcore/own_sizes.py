@@ -86,7 +86,7 @@ class Wishes:
     lora: int | None = None
     """Rank of the adapters that learn in place of the base model's weights."""
     accumulate: int | None = None
-    """Parts in which a batch of text is read; one by default."""
+    """Parts in which each batch is read; one by default."""
 
     def __post_init__(self) -> None:
         names = "context", "steps", "finetuning_steps", "iterations", "lora", "accumulate"
@@ -128,9 +128,11 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
     if careful := published or wishes.lora is not None:
         rates = (1e-4, 1e-4, 5e-5)
         stages = tuple(TrainingConfig(0, optimizer="adamw", matrix_rate=longer * rate) for rate in rates)
-    pretraining, finetuning = (replace(config, accumulate=wishes.accumulate or 1) for config in stages[:2])
+    parts = wishes.accumulate or 1
+    pretraining, finetuning, reward = (replace(config, accumulate=parts) for config in stages)
     iterations = limits.iterations if wishes.iterations is None else wishes.iterations
     ppo = PPOConfig(iterations=iterations, value_iterations=min(2, iterations), rollout_size=96, minibatch_size=32)
+    ppo = replace(ppo, accumulate=parts)
     # Judges of few votes are right only near to what they have seen: a shorter leash than the atlas's (EXPERIMENTS.md).
     ppo = replace(ppo, kl_coefficient=0.1, policy_rate=2e-4)
     if careful:
@@ -145,7 +147,7 @@ def own_recipe(amounts: Amounts, size: Size, wishes: Wishes, shape: DecoderConfi
         ballots=questions,
         ballot_batch_size=min(8, questions),
         reward_epochs=VOTE_PASSES,
-        reward=stages[2],
+        reward=reward,
         ppo=ppo,
         lora=wishes.lora,
     )
@@ -175,8 +177,3 @@ def expected_seconds(recipe: Recipe, vocabulary: int, stages: tuple[str, ...]) -
     if {"ppo", "grpo"} & set(stages):
         total += 15 * recipe.ppo.iterations
     return total * step
-
-
-def timed(measured: float) -> str:
-    """A time for people."""
-    return f"{measured / 60:.0f} minutes" if measured > 90 else f"{measured:.0f} seconds"

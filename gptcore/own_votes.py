@@ -17,6 +17,7 @@ from gptcore.evaluation import Share, share
 from gptcore.files import write_whole
 from gptcore.own_data import Comparison, Question
 from gptcore.questions import Prompt
+from gptcore.words import counted
 
 
 def prompt_of(question: Question) -> Prompt:
@@ -59,7 +60,7 @@ class Tally:
         if self.agreement is not None:
             found = self.agreement
             lines.append(
-                f"agreement:     two voters prefer the same answer in {found.value:.0%} of {found.count:,} cases "
+                f"agreement:     two voters prefer the same answer in {found.value:.0%} of {counted(found.count, 'case')} "
                 f"({found.low:.0%} to {found.high:.0%}); by chance it would be 50%"
             )
         for what, found_by in (
@@ -74,7 +75,7 @@ class Tally:
 
 def tally(votes: Sequence[Comparison]) -> Tally:
     """Count the votes of several people; votes without a voter's name may be anybody's, and all of them count."""
-    counted: list[Comparison] = []
+    once: list[Comparison] = []
     doubles: Counter[str] = Counter()
     by_voter: dict[tuple[str, Pair], list[Comparison]] = {}
     for vote in votes:
@@ -82,19 +83,19 @@ def tally(votes: Sequence[Comparison]) -> Tally:
     contradictions: Counter[str] = Counter()
     for (voter, _), given in by_voter.items():
         if not voter:
-            counted += given
+            once += given
         elif len({vote.chosen for vote in given}) > 1:
             contradictions[voter] += 1
         else:
-            counted.append(given[0])
+            once.append(given[0])
             doubles[voter] += len(given) - 1
     by_pair: dict[Pair, list[Comparison]] = {}
-    for vote in counted:
+    for vote in once:
         if vote.voter:
             by_pair.setdefault(pair_of(vote), []).append(vote)
     same = [a.chosen == b.chosen for given in by_pair.values() for a, b in combinations(given, 2)]
-    voters = Counter(vote.voter for vote in counted if vote.voter)
-    return Tally(counted, voters, +doubles, contradictions, share(same) if same else None)
+    voters = Counter(vote.voter for vote in once if vote.voter)
+    return Tally(once, voters, +doubles, contradictions, share(same) if same else None)
 
 
 def write_comparisons(path: str | Path, comparisons: Sequence[Comparison]) -> None:

@@ -25,6 +25,7 @@ from gptcore.parallel import share_of
 from gptcore.ppo import PPOConfig
 from gptcore.tokenizer import DEFAULT_VOCABULARY_SIZE, END_OF_TEXT, Tokenizer
 from gptcore.training import TrainingConfig, generator_for
+from gptcore.words import counted
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def text_batches(
     starts = row_starts(tokens, context_length, separator)
     if not len(starts):
         raise ValueError(
-            f"the text has {len(tokens)} tokens, a context of {context_length} needs at least {context_length + 1}: "
+            f"the text has {counted(len(tokens), 'token')}, a context of {context_length} needs at least {context_length + 1}: "
             "give a longer text or a smaller context length"
         )
 

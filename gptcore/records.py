@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptcore.words import counted
+
 
 class Problem(NamedTuple):
     """What is wrong with a record."""
@@ -34,8 +36,9 @@ class BadDataError(ValueError):
         if len(problems) > self.SHOWN:
             lines.append(f"and {len(problems) - self.SHOWN:,} more")
         count = sum(problem.number > 0 for problem in problems)
-        what = "1 record" if count == 1 else f"{count:,} records"
-        told = f"{what} cannot be used (--skip-bad goes on without):" if count else "the data cannot be used:"
+        told = "the data cannot be used:"
+        if count:
+            told = f"{counted(count, 'record')} cannot be used (--skip-bad goes on without):"
         super().__init__("\n".join([told, *lines]))
 
 

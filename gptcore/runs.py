@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from gptcore.files import write_whole
 from gptcore.machine import cores, describe_machine, peak_memory_mb
 from gptcore.parallel import rank
+from gptcore.words import counted
 
 
 def program(together: bool = False) -> list[str]:
@@ -79,7 +80,7 @@ def resume_line(folder: Path, begun: dict[str, Any], threads: int | None = None)
     options: dict[str, Any] = {"out": folder}
     options |= {name: Path(begun[name]) for name in SOURCES if begun.get(name) is not None}
     options |= {"preset": begun["preset"], "seed": begun["seed"]}
-    flags = ["--resume"]
+    flags = [*["--shard"] * bool(begun.get("shard")), "--resume"]
     if len(options) > 3:  # data of the reader's own
         options |= {name: begun.get(name) for name in ("method", "size", *SETTINGS, "accumulate")}
         flags += ["--skip-bad"] if begun.get("skip_bad") else []
@@ -95,8 +96,8 @@ def last_decoder(folder: Path) -> str:
     return next(stage for stage in reversed(DECODERS) if stage in reached)
 
 
-MACHINE = "{processor} ({instructions}), {precision}, {threads} threads, torch {torch}"
-"""How a machine of a report is shown."""
+MACHINE = "{processor} ({instructions}), {precision}, {threads}, torch {torch}"
+"""How a machine of a report is shown, its threads counted."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -272,14 +273,15 @@ def as_table(report: dict[str, Any]) -> str:
     lines.append(f"{'total':<24}{total:>9.1f}")
     lines.append("")
     lines.append(
-        f"{report['parameters']:,} parameters, seed {report['seed']}, {report['cores']} cores, "
+        f"{report['parameters']:,} parameters, seed {report['seed']}, {counted(report['cores'], 'core')}, "
         f"peak memory {report['peak_rss_mb']:,.0f} MB"
     )
     for machine in [report["machine"], *report.get("resumed_on", [])]:
-        lines.append(MACHINE.format(**machine))
-    lines += ["", f"{'score':<24}{'value':>9}   95 % interval, questions"]
+        lines.append(MACHINE.format(**machine | {"threads": counted(machine["threads"], "thread")}))
+    wide = max([24, *map(len, report["scores"])])
+    lines += ["", f"{'score':<{wide}}{'value':>9}   95 % interval, questions"]
     for name, value in report["scores"].items():
         interval = report.get("intervals", {}).get(name)
         beside = f"   {interval[0]:.3f} to {interval[1]:.3f}, {interval[2]}" if interval else ""
-        lines.append(f"{name:<24}{value:>9.3f}{beside}")
+        lines.append(f"{name:<{wide}}{value:>9.3f}{beside}")
     return "\n".join(lines)

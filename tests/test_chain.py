@@ -32,6 +32,7 @@ from gptcore.own_curriculum import OwnCurriculum, Sources
 from gptcore.recipe import Recipe, train_tokenizer
 from gptcore.runs import as_table
 from gptcore.tokenizer import Tokenizer
+from gptcore.words import counted, timed
 
 ROOT = Path(__file__).parent.parent
 SCORES = {
@@ -447,6 +448,38 @@ def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
     assert runs.shell_line("chat") == "python -u -m gptcore chat"
     monkeypatch.setenv("WORLD_SIZE", "4")  # on two machines: only the reader knows how
     assert runs.shell_line("train") == "python -u -m gptcore train"
+    begun = {"preset": "llama", "seed": 0}
+    assert "--shard" in runs.resume_line(Path("out"), begun | {"shard": True})
+    assert "--shard" not in runs.resume_line(Path("out"), begun)  # a report does not say it: any engine goes on
+
+
+def test_the_table_of_scores_keeps_its_columns_and_counts_one_in_the_singular():
+    machine = describe_machine() | {"threads": 1}
+    scores, longest = {"short": 0.5, "a name of a score that is longer than any so far": 0.25}, 48
+    report = {"stages": {}, "parameters": 7, "seed": 0, "cores": 1, "peak_rss_mb": 1.0, "machine": machine}
+    table = as_table(report | {"scores": scores, "intervals": {"short": [0.4, 0.6, 10]}})
+    assert ", 1 core, " in table
+    assert ", 1 thread, " in table
+    head, short, long = table.splitlines()[-3:]
+    assert head.index("value") + len("value") == short.index("0.500") + 5 == long.index("0.250") + 5 == longest + 9
+    assert head.index("95 %") == short.index("0.400")
+    two = as_table(report | {"scores": {}, "cores": 2, "machine": machine | {"threads": 2}})
+    assert ", 2 cores, " in two
+    assert ", 2 threads, " in two
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 steps of it"), (1, "1 step of it"), (2, "2 steps of it"), (1234, "1,234 steps of it")]
+)
+def test_one_is_singular(count, words):
+    assert counted(count, "step of it") == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.7, "1 second"), (90, "90 seconds"), (91, "2 minutes"), (3600, "60 minutes")]
+)
+def test_a_time_is_told_in_seconds_or_minutes(seconds, words):
+    assert timed(seconds) == words
 
 
 @pytest.fixture(scope="module")

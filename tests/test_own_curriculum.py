@@ -388,14 +388,14 @@ def test_bad_records_are_told_with_file_and_number_and_nothing_is_written(source
     assert not (tmp_path / "out").exists()
     output, end = said(monkeypatch, capsys, options(sources, tmp_path / "out", "--skip-bad"))
     assert end is None
-    assert "2 records are left out" in output.err
+    assert "left out:      2 records" in output.err
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (["--vocabulary", "260"], "vocabulary must be at least 261"),
-        (["--context", "8"], "none of the conversations fits into 8 tokens: give a larger --context"),
+        (["--context", "8"], "no conversation fits into 8 tokens: give a larger --context"),
         (["--context", "9000"], "give a longer text or a smaller context length"),
         (["--comparisons", "ONE", "--context", "256"], "each judge needs votes on at least 2 questions that fit"),
         (["--comparisons", "TWO"], "each judge needs votes on at least 2 questions that fit"),  # one of them fits
