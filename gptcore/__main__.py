@@ -28,7 +28,7 @@ from gptcore.training import generator_for
 
 def train(arguments: argparse.Namespace) -> None:
     """Run the chain and print its report."""
-    join_processes()
+    join_processes(arguments.shard)
     first = rank() == 0
     curriculum = curriculum_of(vars(arguments))
     run = Chain(arguments.out, arguments.seed, curriculum)
@@ -155,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--steps", type=int, help="steps of pretraining")
     own.add_argument("--finetuning-steps", type=int, help="steps of fine-tuning")
     own.add_argument("--iterations", type=int, help="iterations of reinforcement learning")
-    own.add_argument("--accumulate", type=int, help="parts in which a batch of text is read, to save memory")
+    own.add_argument("--accumulate", type=int, help="parts in which each batch is read, to save memory")
     own.add_argument(
         "--lora", type=int, metavar="RANK", help="train adapters of that rank beside the weights of --base"
     )
@@ -165,6 +165,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", choices=("llama", "gpt2"), default="llama", help="architecture (default: llama)")
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     command.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    command.add_argument(
+        "--shard",
+        action="store_true",
+        help="under torchrun: each process keeps a share of weights, gradients and optimizer states, not a copy",
+    )
     command.set_defaults(run=train)
 
     command = commands.add_parser("evaluate", help="score the models of a folder on held-out questions")

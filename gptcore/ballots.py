@@ -7,7 +7,7 @@ notebooks/09_reward_model.ipynb.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, combinations
@@ -21,6 +21,7 @@ from gptcore.decoder import Decoder
 from gptcore.finetuning import STYLES, write_answer
 from gptcore.generation import SamplingConfig, generate_together
 from gptcore.gold import gold_score
+from gptcore.loss import BesideText, Text, parts_beside_text
 from gptcore.parallel import share_of
 from gptcore.prompts import PromptSource, draw_encoded
 from gptcore.questions import Prompt, decline
@@ -182,6 +183,15 @@ def votes_of(ballots: Sequence[Ballot]) -> tuple[list[int], list[int]]:
 
 
 AnyBallot = TypeVar("AnyBallot", bound=Ballot)
+VotesAndText = BesideText[Sequence[AnyBallot]]
+"""Ballots, and replayed text."""
+
+
+def in_parts(batch: VotesAndText, count: int) -> list[tuple[VotesAndText, float]]:
+    """A batch of ballots and replayed text in parts, see `loss.parts_beside_text`."""
+    ballots, text = batch
+    assert ballots is not None
+    return parts_beside_text(ballots, [len(ballot.votes) for ballot in ballots], text, count)
 
 
 class BallotBatches(Generic[AnyBallot]):
@@ -217,3 +227,7 @@ class BallotBatches(Generic[AnyBallot]):
             random.Random(f"{self.seed} {epoch}").shuffle(batches)
             self._epoch, self._batches = epoch, batches
         return [self.ballots[i] for i in share_of(self._batches[step % self.per_epoch])]
+
+    def beside(self, replay: Callable[[int], Text] | None) -> Callable[[int], VotesAndText[AnyBallot]]:
+        """Makes batch number `i`, and that of what was learned before; None for none."""
+        return lambda step: (self(step), None if replay is None else replay(step))

@@ -31,7 +31,7 @@ from gptcore.interruption import Interruptible, Stopwatch
 from gptcore.lora import merged, tell_chat_tokens_apart, with_adapters
 from gptcore.machine import choose_device, describe_machine
 from gptcore.own_curriculum import curriculum_of
-from gptcore.parallel import all_are_well, leave_processes, processes, rank, wait_for_all
+from gptcore.parallel import all_are_well, divided, leave_processes, processes, rank, wait_for_all
 from gptcore.ppo import PPO
 from gptcore.published_tokenizer import load_tokenizer
 from gptcore.questions import Part
@@ -77,6 +77,8 @@ class Chain(Interruptible):
         rows, parts = self.recipe.batch_size, self.recipe.pretraining.accumulate
         if processes() > rows:
             raise ValueError(f"a batch of {rows} cannot be shared by {processes()} processes: start fewer")
+        if divided() and self.recipe.lora is not None:
+            raise ValueError("beside adapters there is nothing to share: the weights do not learn; leave --shard out")
         if processes() * parts > rows:
             raise ValueError(
                 f"of a batch of {rows} rows {parts} parts cannot be made in each process: accumulate fewer"
@@ -231,16 +233,15 @@ class Chain(Interruptible):
         replay = self.curriculum.replay(tokenizer, self.seed)
         if stage == "dpo":
             ballots = list(self.curriculum.ballots("reward", sft, tokenizer, self.seed))
-            training = replace(DPOConfig().training, seed=self.seed)
+            training = replace(DPOConfig().training, seed=self.seed, accumulate=config.accumulate)
             numbers = DPOConfig(batch_size=self.recipe.ballot_batch_size, epochs=self.recipe.reward_epochs)
             trainer = dpo_trainer(policy, ballots, replace(numbers, training=training), replay)
             self.run_resumably(stage, trainer, trainer.config.steps)
             return policy
         parts = (policy, reference, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
         if stage == "grpo":
-            shared = {
-                name: getattr(config, name) for name in ("iterations", "minibatch_size", "max_new_tokens", "seed")
-            }
+            names = "iterations", "minibatch_size", "max_new_tokens", "seed", "accumulate"
+            shared = {name: getattr(config, name) for name in names}
             shared |= {"rate": config.policy_rate, "kl_coefficient": config.kl_coefficient}  # a base model's are small
             groups = GroupConfig(rollout_prompts=max(1, config.rollout_size // GroupConfig.group_size), **shared)
             loop: PPO | GroupPolicyGradient = GroupPolicyGradient(*parts, groups, replay)

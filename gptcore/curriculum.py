@@ -15,10 +15,10 @@ from gptcore.checkpoint import STAGES
 from gptcore.corpus import documents_as_tokens, pretraining_documents
 from gptcore.decoder import Decoder
 from gptcore.exam import score_chain
+from gptcore.policy_training import Prompts
 from gptcore.prompts import PromptSource
 from gptcore.questions import Part
 from gptcore.recipe import Recipe, finetuning_stream, replay_batches, text_batches, train_tokenizer
-from gptcore.rollouts import Prompts
 from gptcore.tokenizer import END_OF_TEXT, Tokenizer
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]

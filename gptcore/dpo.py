@@ -8,14 +8,15 @@ themselves. Built step by step in notebooks/12_beyond.ipynb. Shapes and mask of 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from gptcore.ballots import Ballot, BallotBatches, answers_of, votes_of
+from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, in_parts, votes_of
 from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
-from gptcore.loss import language_model_loss
+from gptcore.loss import loss_beside_text
 from gptcore.machine import autocast
 from gptcore.parallel import weight_of_share
 from gptcore.reward import answer_begins, preference_loss
@@ -155,16 +156,12 @@ def dpo_trainer(
     """
     batches = BallotBatches(with_reference(model, ballots), config.batch_size, config.training.seed)
 
-    def batch_at(step: int) -> tuple[list[ReferencedBallot], tuple[Tensor, Tensor] | None]:
-        return batches(step), None if replay is None else replay(step)
-
-    def loss_function(model: Decoder, batch: tuple[Sequence[ReferencedBallot], tuple[Tensor, Tensor] | None]) -> Tensor:
-        voted, text = batch
-        loss = ballots_dpo_loss(model, voted, config.beta)
-        return loss if text is None else loss + config.replay_coefficient * language_model_loss(model, text)
+    def loss_function(model: Decoder, batch: VotesAndText[ReferencedBallot]) -> Tensor:
+        own = partial(ballots_dpo_loss, model, beta=config.beta)
+        return loss_beside_text(own, config.replay_coefficient, model, batch)
 
     steps = batches.per_epoch * config.epochs
-    return Trainer(model, batch_at, replace(config.training, steps=steps), loss_function)
+    return Trainer(model, batches.beside(replay), replace(config.training, steps=steps), loss_function, in_parts)
 
 
 class ImplicitReward(nn.Module):

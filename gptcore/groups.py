@@ -10,7 +10,7 @@ are those of `rollouts`: `(N, T - 1)`, column t is about the choice of token t +
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,11 +20,14 @@ from gptcore.advantages import check_group, group_advantages, leave_one_out_adva
 from gptcore.checks import choice, numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.dpo import implicit_reward
+from gptcore.engines import Engine
+from gptcore.loss import BesideText, loss_beside_text
 from gptcore.machine import autocast, gradient_scaler
-from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import processes, share_of, together, weight_of_share
+from gptcore.optimizers import load_optimizer_tensors, optimizer_tensors, schedule_factor
+from gptcore.parallel import weight_of_share
+from gptcore.policy_training import PolicyTrainer
 from gptcore.ppo import policy_loss
-from gptcore.rollouts import PolicyTrainer, Rollout, kl_estimate, token_log_probabilities
+from gptcore.rollouts import Rollout, kl_estimate, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
 from gptcore.training import generator_for
 
@@ -111,7 +114,7 @@ class GroupConfig:
     group_size: int = 4
     """Answers `G` to each; 64 x 4 are as many answers as in a rollout of PPO."""
     minibatch_size: int = 64
-    """Answers read at a time."""
+    """Answers read at a time, or in `accumulate` parts."""
     rate: float = 5e-4
     """AdamW's learning rate; falls linearly to 0."""
     kl_coefficient: float = 0.02
@@ -128,11 +131,14 @@ class GroupConfig:
     """Largest gradient norm."""
     seed: int = 0
     """Of prompts, samples and minibatches; all methods begin with the same prompts and answers."""
+    accumulate: int = field(default=1, repr=False)  # as in `PPOConfig`
+    """Parts in which a minibatch is read, one after the other, where it does not fit into memory as a whole."""
 
     def __post_init__(self) -> None:
         choice(self, "method", ("grpo", "reinforce", "best"))
         whole_numbers(self, "iterations", at_least=0)
-        whole_numbers(self, "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", at_least=1)
+        counts = "rollout_prompts", "group_size", "minibatch_size", "max_new_tokens", "accumulate"
+        whole_numbers(self, *counts, at_least=1)
         whole_numbers(self, "seed")
         numbers(self, "rate", "kl_coefficient", "replay_coefficient", at_least=0)
         numbers(self, "clip", above=0)
@@ -170,10 +176,13 @@ class GroupPolicyGradient(PolicyTrainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.scaler = gradient_scaler()
-        self._loss = together(self.policy, self._loss_of_policy)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.config.rate, eps=1e-5, weight_decay=0.0, fused=True
-        )
+        self._engine = Engine(self.policy, self._loss_of_policy)
+        self.optimizer = self.optimizer_for(self._engine, self.config.rate)
+
+    @property
+    def name(self) -> str:
+        """The method."""
+        return self.config.method
 
     def roll_out(self, iteration: int) -> Rollout:
         """Answer fresh prompts, each several times, and grade the answers."""
@@ -184,7 +193,7 @@ class GroupPolicyGradient(PolicyTrainer):
         """One rollout and its updates."""
         config = self.config
         rollout = self.roll_out(iteration)
-        groups = self._finite(rollout.scores).view(-1, config.group_size)
+        groups = self.check(rollout.scores).view(-1, config.group_size)
         informative = (groups.amin(dim=1) < groups.amax(dim=1)).float().mean().item()
         whole = rollout.statistics()
         with self.clock("updating_seconds"):
@@ -217,49 +226,53 @@ class GroupPolicyGradient(PolicyTrainer):
         return leave_one_out_advantages(earned.view(-1, config.group_size)).flatten()
 
     def _loss_of_policy(
-        self, policy: Decoder, rollout: Rollout, advantages: Tensor, rows: Sequence[int], replay_step: int | None
+        self, policy: Decoder, rollout: Rollout, advantages: Tensor, size: int, part: BesideText[Sequence[int]]
     ) -> Tensor:
-        """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout; with replay, or without."""
+        """Loss of GRPO's minibatch, or a minibatch's share in the loss of REINFORCE's rollout; with replay, or without.
+
+        Args:
+            policy: what learns.
+            rollout: the answers.
+            advantages: `(N,)`.
+            size: answers in the whole minibatch.
+            part: numbers of some of them, and replayed text.
+        """
         config = self.config
-        parts_of_all = processes() if len(rows) >= processes() else 1
-        rows = share_of(rows)
-        parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, rollout.reference)
-        tokens, mask, old, reference, own = (part.to(policy.device) for part in (*parts, advantages[rows]))
-        with autocast():
+
+        def own(rows: Sequence[int]) -> Tensor:
+            columns = rollout.tokens, rollout.mask, rollout.log_probabilities, rollout.reference
+            parts = *trim(rows, rollout.lengths, *columns), advantages[rows]
+            tokens, mask, old, reference, better = (part.to(policy.device) for part in parts)
             new = token_log_probabilities(policy, tokens, mask)
-        if config.method == "grpo":
-            loss = group_policy_loss(new, old, reference, own, mask, config.clip, config.kl_coefficient)
-            loss = loss * weight_of_share(torch.tensor(len(rows)))  # a mean over answers
-        else:
-            # A sum over the rows, divided by the rollout's tokens: beside the loss of replayed text, which is one
-            # of a token, that of a whole answer would be too heavy.
-            loss = parts_of_all * reinforce_loss(new.sum(dim=1), own) * len(rows) / rollout.mask.sum()
-        return loss if replay_step is None else loss + self.replayed_loss(policy, replay_step)
+            if config.method == "grpo":
+                loss = group_policy_loss(new, old, reference, better, mask, config.clip, config.kl_coefficient)
+            else:
+                # A sum over the minibatch, divided by the rollout's tokens: beside the loss of replayed text, which is
+                # one of a token, that of a whole answer would be too heavy.
+                loss = reinforce_loss(new.sum(dim=1), better) * size / rollout.mask.sum()
+            return loss * weight_of_share(torch.tensor(len(rows)))  # a mean over answers
+
+        with autocast():
+            return loss_beside_text(own, config.replay_coefficient, policy, part)
 
     def _update(self, rollout: Rollout, advantages: Tensor, minibatches: Sequence[Sequence[int]], number: int) -> None:
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
-        for rows in minibatches[1:]:
-            self.scaler.scale(self._finite(self._loss(rollout, advantages, rows, None))).backward()
-        loss = self._finite(self._loss(rollout, advantages, minibatches[0], number))
-        backward_and_step(self.policy, loss, [self.optimizer], self.config.clip_norm, self.scaler)
-
-    def _finite(self, values: Tensor) -> Tensor:
-        if not values.isfinite().all():
-            raise FloatingPointError(
-                f"{self.config.method} diverged: lower the learning rate or raise the KL coefficient"
-            )
-        return values
+        ones = torch.ones_like(rollout.lengths)
+        parts = []
+        for rows in (*minibatches[1:], minibatches[0]):
+            divided = self.parts_of(rows, ones, number if rows is minibatches[0] else None)
+            parts += [((rollout, advantages, len(rows), part), weight) for part, weight in divided]
+        self.take_step(self._engine, parts, self.optimizer, self.scaler)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `load_state` goes on."""
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
+        """Tensors and JSON values from which `load_state` goes on; each process must come here."""
+        tensors = {f"policy.{name}": value for name, value in self._engine.weights().items()}
         tensors |= optimizer_tensors([self.optimizer])
         return tensors, {"history": [list(entry) for entry in self.history], "scaler": self.scaler.state_dict()}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        policy = {name[7:]: value for name, value in tensors.items() if name.startswith("policy.")}
-        self.policy.load_state_dict(policy)
+        self._engine.load_weights({name[7:]: value for name, value in tensors.items() if name.startswith("policy.")})
         load_optimizer_tensors([self.optimizer], tensors)
         self.history = [GroupDiagnostics(*entry) for entry in values["history"]]
         if values["scaler"]:

@@ -101,12 +101,15 @@ class Interruptible:
                 bar.set_postfix(loss=f"{report.loss:.2f}")
             else:
                 bar.set_postfix(score=f"{report.score:.2f}", kl=f"{report.kl:.1f}")
-            # Ctrl-C may reach one process a step before the others: stop together.
-            stop = average_over_processes_(torch.tensor(float(self.stop_requested), device=choose_device())) > 0
-            if rank() == 0 and (stop or time.perf_counter() - last_save > SAVE_EVERY):
+            # Ctrl-C may reach one process a step before the others: stop together. And gather together what is saved.
+            due = rank() == 0 and time.perf_counter() - last_save > SAVE_EVERY
+            asked = torch.tensor([float(self.stop_requested), float(due)], device=choose_device())
+            stop, due = (average_over_processes_(asked) > 0).tolist()
+            if stop or due:
                 tensors, state = worker.state()
-                seconds = self.stopwatch.seconds
-                save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})
+                if rank() == 0:
+                    seconds = self.stopwatch.seconds
+                    save_tensors(path, tensors, {"stage": stage, "state": state, "seconds": seconds, "done": bar.n})
                 last_save = time.perf_counter()
             if stop:
                 raise Interrupted

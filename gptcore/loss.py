@@ -6,7 +6,8 @@ head, the widest matrix of a small model, affordable: `head_cross_entropy` is `c
 storing them, an optional reading.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,18 @@ from torch.nn import functional as F
 
 from gptcore.decoder import Decoder
 from gptcore.machine import full_precision
-from gptcore.parallel import average_over_processes_
+from gptcore.parallel import average_over_processes_, rows_of_parts
 from gptcore.shapes import pad_rows
 
 IGNORED = -100
 """Target of a position that is not trained; torch's own convention for cross-entropy."""
+
+Row = TypeVar("Row")
+Rows = TypeVar("Rows", bound=Sequence[Any])
+Text = tuple[Tensor, Tensor]
+"""Inputs and targets `(B, T)`."""
+BesideText = tuple[Rows | None, Text | None]
+"""Rows of a stage of its own, and replayed text; one of them may be missing."""
 
 
 def language_model_loss(model: Decoder, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -41,19 +49,45 @@ def language_model_loss(model: Decoder, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def in_parts(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[tuple[Tensor, Tensor], float]]:
-    """A batch of text in parts of a few rows, of which one at a time is in memory.
+    """A batch of text in parts, see `rows_of_parts`: inputs and targets `(B, T)` to some of `(b, T)`, with weights."""
+    inputs, targets = batch
+    trained = (targets != IGNORED).sum(dim=1).tolist()
+    return [((inputs[rows], targets[rows]), weight) for rows, weight in rows_of_parts(trained, count)]
+
+
+def loss_beside_text(
+    own: Callable[[Rows], Tensor], coefficient: float, model: Decoder, batch: BesideText[Rows]
+) -> Tensor:
+    """A stage's own loss plus so many times that of replayed text; where there is but one of the two, that alone."""
+    rows, text = batch
+    losses = [] if rows is None else [own(rows)]
+    if text is not None:
+        losses.append(coefficient * language_model_loss(model, text))
+    return sum(losses[1:], losses[0])
+
+
+def parts_beside_text(
+    rows: Sequence[Row], entries: Sequence[int], text: Text | None, count: int
+) -> list[tuple[BesideText[Sequence[Row]], float]]:
+    """A batch of something and of replayed text in parts, each of which has one of the two and None.
 
     Args:
-        batch: inputs and targets `(B, T)`.
-        count: parts; at most `B`.
+        rows: the something: ballots, or numbers of answers.
+        entries: of each of the rows, as in `rows_of_parts`.
+        text: inputs and targets `(B, T)`; None for none.
+        count: parts of each; 1 for all in one part, text included.
 
     Returns:
-        each part with its weight: the weighted mean losses of all parts sum to the mean loss of the batch.
+        the parts with their weights; the text comes first: its loss does not depend on a reward model's head, the last
+        one must (`backward_but_last`).
     """
-    parts = list(zip(*(whole.tensor_split(count) for whole in batch), strict=True))
-    trained = torch.tensor([float((targets != IGNORED).sum()) for _, targets in parts], device="cpu")
-    trained = average_over_processes_(trained)
-    return list(zip(parts, (trained / trained.sum().clamp(min=1)).tolist(), strict=True))
+    if count == 1:
+        return [((rows, text), 1.0)]
+    found: list[tuple[BesideText[Sequence[Row]], float]] = []
+    if text is not None:
+        found += [((None, part), weight) for part, weight in in_parts(text, count)]
+    found += [((rows[some], None), weight) for some, weight in rows_of_parts(entries, count)]
+    return found
 
 
 def chosen_log_probabilities(

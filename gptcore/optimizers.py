@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gptcore.engines import as_share, for_the_file, gathered
 from gptcore.machine import choose_precision
 
 
@@ -118,12 +119,13 @@ class Muon(torch.optim.Optimizer):
                     buffer = state["momentum"]
                     buffer.lerp_(gradient, 1 - group["momentum"])  # then Nesterov's look ahead
                     updates.append(gradient.lerp(buffer, group["momentum"]))
-                directions = orthogonalise(torch.stack(updates).to(dtype))
+                # Only a whole matrix can be made orthogonal: where each process has a share, all do all of it.
+                directions = orthogonalise(torch.stack([gathered(update) for update in updates]).to(dtype))
                 # A tall matrix has more outputs than inputs and needs a longer step to change each as much.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (parameter, _), direction in zip(pairs, directions, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(direction.to(parameter.dtype), alpha=-rate)
+                    parameter.add_(as_share(direction.to(parameter.dtype), parameter), alpha=-rate)
 
 
 def backward_and_step(
@@ -144,7 +146,7 @@ def backward_and_step(
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    norm = float(gathered(nn.utils.clip_grad_norm_(model.parameters(), clip_norm)))
     # One overflow spoils the norm and with it every gradient: no optimiser may step.
     overflow = scaler.is_enabled() and not math.isfinite(norm)
     for optimizer in optimizers:
@@ -159,13 +161,15 @@ def backward_and_step(
 
 
 def optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The optimisers' running averages, named `optimizer.INDEX.PARAMETER.NAME`."""
-    return {
-        f"optimizer.{index}.{number}.{name}": value
-        for index, optimizer in enumerate(optimizers)
-        for number, entries in optimizer.state_dict()["state"].items()
-        for name, value in entries.items()
-    }
+    """The optimisers' running averages `for_the_file`, named `optimizer.INDEX.PARAMETER.NAME`."""
+    return for_the_file(
+        {
+            f"optimizer.{index}.{number}.{name}": value
+            for index, optimizer in enumerate(optimizers)
+            for number, entries in optimizer.state_dict()["state"].items()
+            for name, value in entries.items()
+        }
+    )
 
 
 def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
@@ -174,6 +178,8 @@ def load_optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer], tensors:
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, number, name = key.split(".")
-            states[int(index)].setdefault(int(number), {})[name] = value
+            learning = [p for group in optimizers[int(index)].param_groups for p in group["params"]][int(number)]
+            own = as_share(value, learning) if value.dim() else value  # the number of steps is everybody's
+            states[int(index)].setdefault(int(number), {})[name] = own
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

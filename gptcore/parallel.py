@@ -1,20 +1,17 @@
 """Several processes that train together: data parallelism.
 
-`torchrun` starts them. Each has the whole model and works on its own rows of every batch; torch's
-`DistributedDataParallel` averages the gradients while the backward pass still goes on, so that all models stay equal.
+`torchrun` starts them. Each works on its own rows of every batch; one of torch's `engines` makes their gradients one.
 Answers are drawn and graded by all, each its share, and shown to all. Tried in notebooks/12_beyond.ipynb.
 """
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from gptcore.machine import choose_device
 
@@ -24,12 +21,29 @@ Result = TypeVar("Result")
 # --- Processes -----------------------------------------------------------------------------------
 
 
-def join_processes() -> None:
-    """Meet the other processes, if `torchrun` started several; before anything else is done."""
+_divided = False
+
+
+def join_processes(divided: bool = False) -> None:
+    """Meet the other processes, if `torchrun` started several; before anything else is done.
+
+    Args:
+        divided: whether each is to keep a share of every model that it trains (`engines`), instead of a copy.
+
+    Raises:
+        ValueError: if there is nobody to divide with.
+    """
+    global _divided
+    _divided = divided
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if choose_device().type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if choose_device().type == "cuda" else "gloo")
+
+    elif divided:
+        raise ValueError(
+            "one process has nobody to share a model with: start several with torchrun, or leave --shard out"
+        )
 
 
 def leave_processes() -> None:
@@ -41,6 +55,11 @@ def leave_processes() -> None:
 def processes() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def divided() -> bool:
+    """Whether each of several processes keeps a share of every model that it trains."""
+    return _divided and processes() > 1
 
 
 def rank() -> int:
@@ -105,37 +124,25 @@ def weight_of_share(count: Tensor) -> Tensor | float:
     return count / average_over_processes_(count.float().clone()).clamp(min=1 / processes())
 
 
+def rows_of_parts(entries: Sequence[int], count: int) -> list[tuple[slice, float]]:
+    """This process's share of a batch in parts, one of which at a time is in memory.
+
+    Args:
+        entries: over how many entries of each row the loss takes its mean.
+        count: parts; fewer, where a process has fewer rows.
+
+    Returns:
+        the rows of each part with its weight: the weighted means over all parts sum to the mean over the batch.
+    """
+    own = torch.tensor(min(count, len(entries)), dtype=torch.float32, device="cpu")
+    fewest = int(average_over_processes_(own))  # shares differ by one row
+    parts = torch.tensor(entries, dtype=torch.float32, device="cpu").tensor_split(fewest)
+    sums = average_over_processes_(torch.stack([part.sum() for part in parts]))
+    ends = list(accumulate(map(len, parts), initial=0))
+    weights = (sums / sums.sum().clamp(min=1 / processes())).tolist()
+    return [(slice(*rows), weight) for rows, weight in zip(pairwise(ends), weights, strict=True)]
+
+
 def all_are_well(well: bool) -> bool:
     """Whether all processes say so; each must come here."""
     return average_over_processes_(torch.tensor(float(well), device=choose_device())).item() == 1
-
-
-# --- Gradients -----------------------------------------------------------------------------------
-
-
-class _Objective(nn.Module):
-    """What is computed with a model, as a module of its own: the engine watches what goes through `forward`."""
-
-    def __init__(self, model: nn.Module, compute: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.compute = model, compute
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.compute(self.model, *inputs)
-
-
-def together(model: nn.Module, compute: Callable[..., Any]) -> Callable[..., Any]:
-    """`compute(model, ...)` such that a backward pass from its result averages the gradients over all processes.
-
-    Args:
-        model: all of whose trained parameters the result depends on.
-        compute: takes the model first; its result is a tensor, or holds some.
-    """
-    if processes() == 1:
-        return partial(compute, model)
-    return DistributedDataParallel(_Objective(model, compute), broadcast_buffers=False)
-
-
-def alone(objective: Callable[..., Any]) -> AbstractContextManager[Any]:
-    """Context in which a backward pass from what `together` gave leaves its gradients here: a later one averages them, too."""
-    return objective.no_sync() if isinstance(objective, DistributedDataParallel) else nullcontext()

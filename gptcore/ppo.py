@@ -13,22 +13,25 @@ column t is about the choice of token t + 1.
 import copy
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean as mean
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
+from gptcore.engines import Engine
 from gptcore.lora import rank_of, with_adapters
+from gptcore.loss import BesideText, loss_beside_text
 from gptcore.machine import autocast, gradient_scaler
-from gptcore.optimizers import backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import average_over_processes_, share_of, together, weight_of_share
+from gptcore.optimizers import load_optimizer_tensors, optimizer_tensors, schedule_factor
+from gptcore.parallel import average_over_processes_, weight_of_share
+from gptcore.policy_training import PolicyTrainer
 from gptcore.reward import RewardModel
-from gptcore.rollouts import PolicyTrainer, Rollout, in_batches, token_log_probabilities
+from gptcore.rollouts import Rollout, in_batches, token_log_probabilities
 from gptcore.shapes import batches_by_length, masked_mean, trim
 from gptcore.training import generator_for
 
@@ -95,10 +98,12 @@ class PPOConfig:
     """Largest gradient norm."""
     seed: int = 0
     """Of prompts, samples and minibatches."""
+    accumulate: int = field(default=1, repr=False)  # as in `TrainingConfig`
+    """Parts in which a minibatch is read, one after the other, where it does not fit into memory as a whole."""
 
     def __post_init__(self) -> None:
         whole_numbers(self, "iterations", "value_iterations", at_least=0)
-        whole_numbers(self, "rollout_size", "minibatch_size", "epochs", "max_new_tokens", at_least=1)
+        whole_numbers(self, "rollout_size", "minibatch_size", "epochs", "max_new_tokens", "accumulate", at_least=1)
         whole_numbers(self, "seed")
         numbers(self, "policy_rate", "value_rate", "kl_coefficient", "replay_coefficient", at_least=0)
         numbers(self, "discount", "smoothing", at_least=0, at_most=1)
@@ -160,23 +165,20 @@ class PPO(PolicyTrainer):
             self.value_model = with_adapters(self.reward_model, adapters, self.config.seed)
         else:
             self.value_model = copy.deepcopy(self.reward_model).requires_grad_(True)
-        self.policy_optimizer, self.value_optimizer = (
-            torch.optim.AdamW(model.parameters(), lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
-            for model, rate in ((self.policy, self.config.policy_rate), (self.value_model, self.config.value_rate))
-        )
+        self._policy_engine = Engine(self.policy, self._loss_of_policy)
+        self._value_engine = Engine(self.value_model, self._loss_of_value_model)
+        self.policy_optimizer = self.optimizer_for(self._policy_engine, self.config.policy_rate)
+        self.value_optimizer = self.optimizer_for(self._value_engine, self.config.value_rate)
         # One for each model; an overflow in one says nothing of the other.
         self.policy_scaler, self.value_scaler = gradient_scaler(), gradient_scaler()
-        self._policy_loss = together(self.policy, self._loss_of_policy)
-        self._value_loss = together(self.value_model, self._loss_of_value_model)
 
     def roll_out(self, iteration: int) -> Rollout:
         """Answer fresh prompts, grade the answers, and ask the value model what it expected; in order of length."""
-        config = self.config
-        rng = random.Random(f"ppo {config.seed} {iteration}")
-        rollout = self.answer_and_grade(rng, iteration, config.rollout_size, temperature=config.temperature)
+        rng = random.Random(f"ppo {self.config.seed} {iteration}")
+        rollout = self.answer_and_grade(rng, iteration, self.config.rollout_size, temperature=self.config.temperature)
         padded = rollout.tokens, rollout.lengths, rollout.mask
         with self.clock("scoring_seconds"):
-            values = in_batches(value_of_choices, self.value_model, padded, config.minibatch_size)
+            values = in_batches(value_of_choices, self.value_model, padded, self.config.minibatch_size)
         order = rollout.lengths.argsort(stable=True)  # that of the minibatches
         return Rollout(*(part[order] for part in rollout._replace(values=values)))
 
@@ -184,8 +186,8 @@ class PPO(PolicyTrainer):
         """One rollout and its updates."""
         config = self.config
         # There is no dropout; evaluation mode in case you add some, for the ratios compare two passes of one model.
-        self.policy.eval()
-        self.value_model.eval()
+        self._policy_engine.learner.eval()
+        self._value_engine.learner.eval()
         rollout = self.roll_out(iteration)
         with self.clock("updating_seconds"):
             rewards = token_rewards(
@@ -200,20 +202,18 @@ class PPO(PolicyTrainer):
             self.value_optimizer.param_groups[0]["lr"] = config.value_rate * factor
             minibatches = batches_by_length(rollout.lengths, config.minibatch_size)
             train_policy = iteration >= config.value_iterations
-            approximate_kls, clip_fractions = [], []
+            figures = []
             for epoch in range(config.epochs):
                 generator = generator_for(config.seed, iteration, epoch)
                 for index in torch.randperm(len(minibatches), generator=generator, device="cpu"):
-                    replay_step = iteration * 1000 + len(clip_fractions)  # another one at each update
-                    approximate_kl, clip_fraction = self.update(
-                        rollout, advantages, returns, minibatches[index], train_policy, replay_step
-                    )
-                    approximate_kls.append(approximate_kl)
-                    clip_fractions.append(clip_fraction)
+                    replay_step = iteration * 1000 + len(figures)  # another one at each update
+                    rows = minibatches[index]
+                    figures.append(self.update(rollout, advantages, returns, rows, train_policy, replay_step))
+        approximate_kl, clip_fraction = map(mean, zip(*figures, strict=True))
         return Diagnostics(
             iteration=iteration,
-            approximate_kl=mean(approximate_kls),
-            clip_fraction=mean(clip_fractions),
+            approximate_kl=approximate_kl,
+            clip_fraction=clip_fraction,
             explained_variance=explained_variance(rollout.values, returns, rollout.mask),
             kl_coefficient=config.kl_coefficient,
             **rollout.statistics(),
@@ -241,57 +241,58 @@ class PPO(PolicyTrainer):
         Returns:
             approximate KL and clip fraction, before the step of the policy; 0 while it does not learn.
         """
-        columns = rollout.mask, rollout.log_probabilities, rollout.values, advantages, returns
-        parts = trim(share_of(rows), rollout.lengths, rollout.tokens, *columns)
-        tokens, mask, old, old_values, advantages, returns = (part.to(self.policy.device) for part in parts)
+        choices = rollout.mask.sum(dim=1)
         # One model after the other: only one set of activations is in memory at a time.
-        loss = self._value_loss(tokens, mask, old_values, returns)
-        self._step(self.value_model, loss, self.value_optimizer, self.value_scaler)
+        parts = [((rollout, returns, own), weight) for (own, _), weight in self.parts_of(rows, choices)]
+        self.take_step(self._value_engine, parts, self.value_optimizer, self.value_scaler)
         if not train_policy:
             return 0.0, 0.0
-        loss, new = self._policy_loss(tokens, mask, old, advantages, replay_step)
-        self._step(self.policy, loss, self.policy_optimizer, self.policy_scaler)
-        log_ratio = (new - old).detach()
-        outside = (log_ratio.exp() - 1).abs() > self.config.clip
-        means = torch.stack((0.5 * masked_mean(log_ratio**2, mask), masked_mean(outside.float(), mask)))
-        approximate_kl, clip_fraction = average_over_processes_(means * weight_of_share(mask.sum())).tolist()
+        parts = [((rollout, advantages, part), weight) for part, weight in self.parts_of(rows, choices, replay_step)]
+        found = self.take_step(self._policy_engine, parts, self.policy_optimizer, self.policy_scaler)
+        _, approximate_kl, clip_fraction = average_over_processes_(found).tolist()
         return approximate_kl, clip_fraction
 
     def _loss_of_value_model(
-        self, value_model: RewardModel, tokens: Tensor, mask: Tensor, old_values: Tensor, returns: Tensor
+        self, model: RewardModel, rollout: Rollout, returns: Tensor, rows: Sequence[int]
     ) -> Tensor:
+        parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.values, returns)
+        tokens, mask, old_values, returns = (part.to(model.device) for part in parts)
         with autocast():
-            values = value_of_choices(value_model, tokens, mask)
+            values = value_of_choices(model, tokens, mask)
         return value_loss(values, old_values, returns, mask, self.config.clip) * weight_of_share(mask.sum())
 
     def _loss_of_policy(
-        self, policy: Decoder, tokens: Tensor, mask: Tensor, old: Tensor, advantages: Tensor, replay_step: int
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, and the log-probabilities of which it was made."""
-        with autocast():
-            new = token_log_probabilities(policy, tokens, mask, self.config.temperature)
-        loss = policy_loss(new, old, advantages, mask, self.config.clip) * weight_of_share(mask.sum())
-        return loss + self.replayed_loss(policy, replay_step), new
+        self, policy: Decoder, rollout: Rollout, advantages: Tensor, part: BesideText[Sequence[int]]
+    ) -> Tensor:
+        """`(3,)`: the loss, and of the answers approximate KL and clip fraction."""
+        figures = torch.zeros(2, dtype=torch.float32, device=policy.device)
 
-    def _step(
-        self, model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> None:
-        if not loss.isfinite():
-            raise FloatingPointError("PPO diverged: lower the learning rates or raise the KL coefficient")
-        backward_and_step(model, loss, [optimizer], self.config.clip_norm, scaler)
+        def own(rows: Sequence[int]) -> Tensor:
+            nonlocal figures
+            parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, advantages)
+            tokens, mask, old, better = (part.to(policy.device) for part in parts)
+            new = token_log_probabilities(policy, tokens, mask, self.config.temperature)
+            log_ratio, share = (new - old).detach(), weight_of_share(mask.sum())
+            outside = (log_ratio.exp() - 1).abs() > self.config.clip
+            figures = torch.stack((0.5 * masked_mean(log_ratio**2, mask), masked_mean(outside.float(), mask))) * share
+            return policy_loss(new, old, better, mask, self.config.clip) * share
+
+        with autocast():
+            loss = loss_beside_text(own, self.config.replay_coefficient, policy, part)
+        return torch.cat((loss[None], figures))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `load_state` goes on."""
-        tensors = {f"policy.{name}": value for name, value in self.policy.state_dict().items()}
-        tensors |= {f"value.{name}": value for name, value in self.value_model.state_dict().items()}
+        """Tensors and JSON values from which `load_state` goes on; each process must come here."""
+        tensors = {f"policy.{name}": value for name, value in self._policy_engine.weights().items()}
+        tensors |= {f"value.{name}": value for name, value in self._value_engine.weights().items()}
         tensors |= optimizer_tensors([self.policy_optimizer, self.value_optimizer])
         scalers = [scaler.state_dict() for scaler in (self.policy_scaler, self.value_scaler)]
         return tensors, {"history": [list(entry) for entry in self.history], "scalers": scalers}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on where `state` was taken."""
-        for prefix, model in (("policy.", self.policy), ("value.", self.value_model)):
-            model.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for prefix, engine in (("policy.", self._policy_engine), ("value.", self._value_engine)):
+            engine.load_weights({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         load_optimizer_tensors([self.policy_optimizer, self.value_optimizer], tensors)
         self.history = [Diagnostics(*entry) for entry in values["history"]]
         for scaler, state in zip((self.policy_scaler, self.value_scaler), values["scalers"], strict=True):

@@ -9,8 +9,9 @@ InstructGPT (2203.02155), equation 1.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -18,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.ballots import Ballot, BallotBatches, answers_of, votes_of
+from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, in_parts, votes_of
 from gptcore.chat_template import decode_answer
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import gold_score
-from gptcore.loss import chosen_log_probabilities, language_model_loss
+from gptcore.loss import chosen_log_probabilities, loss_beside_text
 from gptcore.machine import autocast, full_precision, in_own_dtype
 from gptcore.parallel import processes, rank, sum_over_processes_, weight_of_share
 from gptcore.shapes import batches_by_length, pad_right
@@ -147,6 +148,10 @@ class Grader(Protocol):
         """Switch to evaluation mode."""
         ...
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """None, where nothing was learned."""
+        ...
+
 
 # --- Training ------------------------------------------------------------------------------------
 
@@ -171,13 +176,12 @@ def reward_loss(model: RewardModel, ballots: Sequence[Ballot]) -> Tensor:
     return preference_loss(rewards[winners], rewards[losers]) * weight_of_share(torch.tensor(len(winners)))
 
 
-def replayed_reward_loss(model: RewardModel, batch: tuple[Sequence[Ballot], tuple[Tensor, Tensor]]) -> Tensor:
-    """Reward loss of some ballots and half the language model's loss on some text.
+def replayed_reward_loss(model: RewardModel, batch: VotesAndText) -> Tensor:
+    """Reward loss of some ballots and half the language model's loss on some text; of one of them where the other is None.
 
     The head judges by the model's surprise, so the model must not forget what it knows while it learns.
     """
-    ballots, text = batch
-    return reward_loss(model, ballots) + 0.5 * language_model_loss(model.trunk, text)
+    return loss_beside_text(partial(reward_loss, model), 0.5, model.trunk, batch)
 
 
 def train_reward_model(
@@ -208,10 +212,7 @@ def train_reward_model(
     config = replace(config, steps=max(config.steps, batches.per_epoch * epochs))
     torch.manual_seed(config.seed)
     model = kind(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    if replay is None:
-        run(Trainer(model, batches, config, reward_loss))
-    else:
-        run(Trainer(model, lambda step: (batches(step), replay(step)), config, replayed_reward_loss))
+    run(Trainer(model, batches.beside(replay), config, replayed_reward_loss, in_parts))
     normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]])
     return model.eval()
 

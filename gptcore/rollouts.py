@@ -8,28 +8,18 @@ right: column t is about the choice of token t + 1, made at position t. A mask s
 the model's own: those of the answer, up to and including its end token.
 """
 
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptcore.chat_template import room_for_prompt
 from gptcore.decoder import Decoder
-from gptcore.generation import SamplingConfig, generate_together
-from gptcore.lora import merged
-from gptcore.loss import chosen_log_probabilities, language_model_loss
+from gptcore.engines import whole
+from gptcore.loss import chosen_log_probabilities
 from gptcore.machine import autocast
 from gptcore.parallel import processes, rank, sum_over_processes_
-from gptcore.reward import Grader, rewards_of
 from gptcore.shapes import batches_by_length, masked_mean, pad_right, trim
-from gptcore.tokenizer import END, Tokenizer
-from gptcore.training import generator_for
 
 # --- Answers as tensors --------------------------------------------------------------------------
 
@@ -151,11 +141,12 @@ def in_batches(
     """
     tokens, lengths, mask = rollout
     found = torch.zeros(mask.shape, dtype=torch.float32, device="cpu")
-    for rows in batches_by_length(lengths, size)[rank() :: processes()]:
-        inputs, choices = (part.to(model.device) for part in trim(rows, lengths, tokens, mask))
-        with autocast():
-            part = compute(model, inputs, choices)
-        found[rows, : part.shape[1]] = part.float().cpu()
+    with whole(model):
+        for rows in batches_by_length(lengths, size)[rank() :: processes()]:
+            inputs, choices = (part.to(model.device) for part in trim(rows, lengths, tokens, mask))
+            with autocast():
+                part = compute(model, inputs, choices)
+            found[rows, : part.shape[1]] = part.float().cpu()
     return sum_over_processes_(found)
 
 
@@ -172,102 +163,3 @@ def kl_of_answers(
     padded = pad_answers(prompt_ids, answers, policy.config.context_length)
     own, other = (in_batches(token_log_probabilities, model, padded, 64) for model in (policy, reference))
     return kl_estimate(own, other).sum(dim=1).mean().item()  # 0 outside the mask
-
-
-class Prompts(Protocol):
-    """Where questions come from: `prompts.PromptSource`, or the reader's own."""
-
-    def draw_ids(self, rng: random.Random, tokenizer: Tokenizer, room: int) -> list[int]:
-        """One prompt in the chat template, of at most `room` tokens."""
-        ...
-
-
-@dataclass
-class PolicyTrainer:
-    """What PPO, GRPO and REINFORCE have in common: their parts, the rollout, and one iteration after the other."""
-
-    policy: Decoder
-    """Trained in place."""
-    reference: Decoder
-    """The policy's own start; it is frozen."""
-    reward_model: Grader
-    """Grades the answers: a normalised reward model, which is frozen, or a program that checks them (`sums.Checker`)."""
-    tokenizer: Tokenizer
-    """The one that all three models were trained with: with another, every id means something else."""
-    prompts: Prompts
-    """Where the questions come from."""
-    config: Any
-    """Every number of the algorithm: a `PPOConfig` or a `GroupConfig`."""
-    replay: Callable[[int], tuple[Tensor, Tensor]] | None = None
-    """Makes batch number `i` of what was learned before, mixed into the updates against forgetting; None for none."""
-    history: list[Any] = field(default_factory=list)
-    """The diagnostics of each iteration so far."""
-
-    def __post_init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        for frozen in (self.reference, self.reward_model):
-            frozen.eval().requires_grad_(False)
-
-    def run(self, callbacks: Sequence[Callable[[Any], None]] = ()) -> list[Any]:
-        """Go through all iterations; call every callback after each; return all diagnostics.
-
-        Raises:
-            FloatingPointError: if a reward or a loss is no longer a number.
-        """
-        while len(self.history) < self.config.iterations:
-            self.history.append(self.iterate(len(self.history)))
-            for callback in callbacks:
-                callback(self.history[-1])
-        return self.history
-
-    def iterate(self, iteration: int) -> Any:
-        """One rollout and its updates; returns the diagnostics."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def answer_and_grade(
-        self, rng: random.Random, iteration: int, prompts: int, each: int = 1, temperature: float = 1.0
-    ) -> Rollout:
-        """Draw prompts, let the policy answer them, and grade the answers.
-
-        Args:
-            rng: draws the prompts.
-            iteration: fixes the draws of the answers.
-            prompts: how many.
-            each: answers to each prompt; they stand in rows that follow each other.
-            temperature: of sampling, and of the log-probabilities.
-        """
-        config, end = self.config, self.tokenizer.special[END]
-        self.seconds = {}  # an iteration begins
-        with self.clock("sampling_seconds"):
-            room = room_for_prompt(self.policy.config.context_length, config.max_new_tokens)
-            drawn = [self.prompts.draw_ids(rng, self.tokenizer, room) for _ in range(prompts)]
-            prompt_ids = repeated(drawn, each)
-            sampling = SamplingConfig(temperature=temperature, max_new_tokens=config.max_new_tokens)
-            writer = merged(self.policy)  # token by token, adapters would cost a fifth more time
-            answers = generate_together(writer, prompt_ids, sampling, end, generator_for(config.seed, iteration))
-        with self.clock("scoring_seconds"):
-            sequences = [prompt + answer for prompt, answer in zip(prompt_ids, answers, strict=True)]
-            finished = torch.tensor([answer[-1] == end for answer in answers], device="cpu")
-            scores = rewards_of(self.reward_model, sequences).masked_fill(~finished, config.unfinished_score)
-            padded = pad_answers(prompt_ids, answers, self.policy.config.context_length)
-            log_probabilities = partial(token_log_probabilities, temperature=temperature)
-            own, reference = (
-                in_batches(log_probabilities, model, padded, config.minibatch_size)
-                for model in (self.policy, self.reference)
-            )
-        return Rollout(*padded, scores, own, reference, finished, torch.zeros_like(own))
-
-    def replayed_loss(self, policy: Decoder, number: int) -> Tensor | float:
-        """The loss on batch `number` of what was learned before, to be added to the policy's own."""
-        if self.replay is None:
-            return 0.0
-        with autocast():
-            return self.config.replay_coefficient * language_model_loss(policy, self.replay(number))
-
-    @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Add to `seconds`, for the diagnostics, how long the block took."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -15,8 +15,7 @@ from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.flops import forward_flops
 
 Engine = Literal["one process", "DistributedDataParallel", "fully_shard"]
-"""Who holds the states: the only process; each of several a copy (`parallel`); or each its share, with torch's
-`fully_shard` (arXiv 2304.11277), which the course does not use: the table shows from where on it is needed."""
+"""Who holds the states: the only process; each of several a copy; or each its share (`engines`; `train --shard`)."""
 
 SHAPES: Mapping[str, DecoderConfig] = {
     "10 M": DecoderConfig(8192, context_length=512, layers=6, width=288, heads=9),

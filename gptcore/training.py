@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from gptcore.checks import choice, numbers, whole_numbers
+from gptcore.engines import Engine, restore
 from gptcore.loss import in_parts, language_model_loss
 from gptcore.machine import Precision, autocast, choose_precision, gradient_scaler
 from gptcore.optimizers import Muon, backward_and_step, load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import alone, average_over_processes_, together
+from gptcore.parallel import average_over_processes_
+from gptcore.words import counted
 
 # --- Batches -------------------------------------------------------------------------------------
 
@@ -54,7 +56,7 @@ def sample_windows(
     """
     if len(tokens) <= context_length:
         raise ValueError(
-            f"the text has {len(tokens)} tokens, a context of {context_length} needs at least {context_length + 1}: "
+            f"the text has {counted(len(tokens), 'token')}, a context of {context_length} needs at least {context_length + 1}: "
             "give a longer text or a smaller context length"
         )
     starts = torch.randint(len(tokens) - context_length, (batch_size, 1), generator=generator, device=generator.device)
@@ -98,7 +100,7 @@ class TrainingConfig:
     seed: int = 0
     """Seed of everything random in the stage."""
     accumulate: int = field(default=1, repr=False)  # no part of what identifies a recipe: it learns the same
-    """Parts in which a batch of text is read, one after the other, where it does not fit into memory as a whole."""
+    """Parts in which a batch is read, one after the other, where it does not fit into memory as a whole."""
 
     def __post_init__(self) -> None:
         whole_numbers(self, "steps", "warmup_steps", at_least=0)
@@ -195,18 +197,20 @@ class Trainer:
     """How it is trained."""
     loss_function: LossFunction = language_model_loss
     """Turns model and batch into a scalar loss."""
+    divide: Callable[[Any, int], Sequence[tuple[Any, float]]] | None = None
+    """Divides a batch into so many parts with weights, for `accumulate`; None for batches of text."""
     losses: list[float] = field(default_factory=list)
     """The loss of every step so far."""
 
     def __post_init__(self) -> None:
-        if self.config.accumulate > 1 and self.loss_function is not language_model_loss:
-            raise ValueError("only batches of text can be read in parts: accumulate must be 1")
-        self.optimizers = make_optimizers(self.model, self.config)
+        if self.config.accumulate > 1 and not self.divide and self.loss_function is not language_model_loss:
+            raise ValueError("accumulate reads batches of text in parts: say with `divide` how others are divided")
+        self._engine = Engine(self.model, self._in_precision)
+        self.optimizers = make_optimizers(self._engine.learner, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["full_rate"] = group["lr"]
         self._set_precision(self.config.precision or choose_precision())
-        self._loss = together(self.model, self.loss_function)
 
     def _set_precision(self, precision: Precision) -> None:
         self.precision: Precision = precision
@@ -226,44 +230,34 @@ class Trainer:
             FloatingPointError: if the loss is no longer a number.
         """
         while self.step < self.config.steps:
-            self.model.train()  # a callback may have asked the model something
+            self._engine.learner.train()  # a callback may have asked the model something
             start = time.perf_counter()
             config = self.config
             factor = schedule_factor(self.step, config.steps, config.schedule, config.warmup_steps, config.decay_share)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_rate"] * factor
-            loss, shown = self._read(self.batch_at(self.step))
+            batch = self.batch_at(self.step)
+            parts = (self.divide or in_parts)(batch, config.accumulate) if config.accumulate > 1 else [(batch, 1.0)]
+            loss, whole = self._engine.backward_but_last([((part,), weight) for part, weight in parts], self.scaler)
+            shown = average_over_processes_(whole).item()
             if not math.isfinite(shown):
                 raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")
-            norm = backward_and_step(self.model, loss, self.optimizers, config.clip_norm, self.scaler)
+            norm = backward_and_step(self._engine.learner, loss, self.optimizers, config.clip_norm, self.scaler)
             self.losses.append(shown)
             report = StepReport(self.step, config.steps, shown, norm, factor, time.perf_counter() - start)
             for callback in callbacks:
                 callback(report)
+        restore(self.model)
         return self.losses
 
-    def _read(self, batch: Any) -> tuple[Tensor, float]:
-        """The loss of the batch's last part, to go backwards from (earlier ones have left their gradients); and of the whole."""
-        count, shown = self.config.accumulate, 0.0
-        *earlier, (last, weight) = in_parts(batch, count) if count > 1 else [(batch, 1.0)]
-        for part, its_weight in earlier:
-            with alone(self._loss):
-                loss, found = self._loss_of(part, its_weight)
-                self.scaler.scale(loss).backward()
-            shown += found
-        loss, found = self._loss_of(last, weight)
-        return loss, shown + found
-
-    def _loss_of(self, part: Any, weight: float) -> tuple[Tensor, float]:
-        """What a part adds to the loss, as a tensor to go backwards from, and as the mean of all processes."""
+    def _in_precision(self, model: nn.Module, batch: Any) -> Tensor:
         with autocast(self.precision):
-            loss = self._loss(part) * weight
-        return loss, average_over_processes_(loss.detach().clone()).item()
+            return self.loss_function(model, batch)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON values from which `load_state` goes on."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        """Tensors and JSON values from which `load_state` goes on; each process must come here."""
+        tensors = {f"model.{name}": value for name, value in self._engine.weights().items()}
         tensors |= optimizer_tensors(self.optimizers)
         return tensors, {"losses": self.losses, "precision": self.precision, "scaler": self.scaler.state_dict()}
 
@@ -275,7 +269,7 @@ class Trainer:
         """
         parameters = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
         try:
-            self.model.load_state_dict(parameters)
+            self._engine.load_weights(parameters)
         except RuntimeError as error:
             raise ValueError(
                 "the saved state belongs to a model of another shape: start anew in another folder"

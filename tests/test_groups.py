@@ -26,7 +26,7 @@ from test_ppo import (
 )
 from torch.nn import functional as F
 
-from gptcore import groups
+from gptcore import groups, policy_training
 from gptcore.advantages import group_advantages, leave_one_out_advantages
 from gptcore.groups import GroupConfig, GroupPolicyGradient, best_of_groups, group_policy_loss, reinforce_loss
 from gptcore.optimizers import backward_and_step
@@ -339,7 +339,7 @@ def gradients_of(monkeypatch, run):
         found.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
         model.zero_grad()
 
-    monkeypatch.setattr(groups, "backward_and_step", watched)
+    monkeypatch.setattr(policy_training, "backward_and_step", watched)
     run.iterate(0)
     return found
 
@@ -453,7 +453,8 @@ def test_grpo_compares_with_the_policy_that_drew_the_answers_and_clips():
             gain -= 0.3 * (math.exp(reference - own) - 1 - (reference - own))
         objective += gain / len(answer) / 3
     assert clipped > 0
-    assert run._loss(rollout, advantages, torch.tensor(rows), None).item() == pytest.approx(-objective, rel=1e-3)
+    loss = run._loss_of_policy(run.policy, rollout, advantages, len(rows), (rows, None))
+    assert loss.item() == pytest.approx(-objective, rel=1e-3)
 
 
 def test_the_learning_rate_falls_linearly_to_zero():
@@ -594,7 +595,7 @@ def test_the_loss_of_replayed_text_is_added_once_an_update(monkeypatch, method):
     run = toy(method, iterations=3, replay_coefficient=0.7, replay=asked)
     monkeypatch.setattr(groups, "group_policy_loss", nothing_else)
     monkeypatch.setattr(groups, "reinforce_loss", nothing_else)
-    monkeypatch.setattr(groups, "backward_and_step", watched)
+    monkeypatch.setattr(policy_training, "backward_and_step", watched)
     run.run()
     assert len(numbers) == len(set(numbers)) == len(found) == 3 * (3 if method == "grpo" else 1)
     for loss, expected in found:

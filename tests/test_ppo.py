@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from gptcore import ppo, reward, rollouts
+from gptcore import policy_training, ppo, reward, rollouts
 from gptcore.advantages import explained_variance, generalised_advantages, token_rewards, whiten
 from gptcore.checkpoint import load_tensors, save_tensors
 from gptcore.decoder import Decoder, DecoderConfig
@@ -648,7 +648,7 @@ def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_i
 
     run = toy(grader=Broken)
     before = snapshot(run.policy), snapshot(run.value_model)
-    with pytest.raises(FloatingPointError, match="lower the learning rates or raise the KL coefficient"):
+    with pytest.raises(FloatingPointError, match="PPO diverged: lower the learning rate or raise the KL coefficient"):
         run.run()
     assert unchanged(run.policy, before[0])
     assert unchanged(run.value_model, before[1])
@@ -664,7 +664,7 @@ def text_batch(number):
 
 def test_the_loss_of_replayed_text_is_added_to_the_policys_alone(monkeypatch):
     run = toy(iterations=1, epochs=1, replay=text_batch, replay_coefficient=0.7, policy=tiny_decoder(5))
-    numbers, parts, losses, update = [], [], [], ppo.backward_and_step
+    numbers, parts, losses, update = [], [], [], policy_training.backward_and_step
 
     def asked(number):
         numbers.append(number)
@@ -683,7 +683,7 @@ def test_the_loss_of_replayed_text_is_added_to_the_policys_alone(monkeypatch):
 
     run.replay = asked
     monkeypatch.setattr(ppo, "policy_loss", policy_part)
-    monkeypatch.setattr(ppo, "backward_and_step", watched)
+    monkeypatch.setattr(policy_training, "backward_and_step", watched)
     run.run()
     assert len(losses) == len(numbers) == 2
     for found, expected in losses:
