@@ -3,10 +3,11 @@
     python tests/benchmarks/training_tricks.py [--repeats 3] [--out assets/benchmarks]
 
 Runs the chapter's own cells, with the seeds 1, 2, 3 in turn in the place of its own. AdamW's rates are
-looked for before, on seed 0, which does not count.
+looked for before, on seed 0, which does not count. Each schedule is tried at several rates, too.
 """
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from common import Measurement, arguments, report, run_cells
@@ -22,11 +23,14 @@ TRAININGS = (
     "run-adamw",
     "run-groups",
     "run-head",
-    "cell-90",  # gpt2, fp32
+    "cell-90",  # gpt2, precisions
 )
 """Cells that train, one thing changed; everything on comes before them."""
 RATES = (0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02)
 """What AdamW may choose from."""
+SCHEDULES = ("constant", "step", "cosine", "linear")
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""What all rates of the usual configuration are multiplied by, for each schedule."""
 
 
 def search_rates(names: dict[str, Any]) -> dict[str, dict[float, float]]:
@@ -36,6 +40,18 @@ def search_rates(names: dict[str, Any]) -> dict[str, dict[float, float]]:
         "the matrices": {rate: train_once(0, change_optimizers=matrices(rate)).held_out[-1] for rate in RATES},
         "everything": {rate: train_once(0, optimizer="adamw", matrix_rate=rate).held_out[-1] for rate in RATES},
     }
+
+
+def schedules_by_rate(names: dict[str, Any], seeds: Sequence[int]) -> dict[str, dict[float, list[float]]]:
+    """Held-out loss under each schedule, at each factor of the rates, for each seed."""
+    usual = names["TrainingConfig"](steps=names["STEPS"])
+    rates = ("matrix_rate", "embedding_rate", "head_rate", "scalar_rate")
+
+    def loss(schedule: str, factor: float, seed: int) -> float:
+        changes = {rate: factor * getattr(usual, rate) for rate in rates}
+        return names["train_once"](seed, schedule=schedule, **changes).held_out[-1]
+
+    return {name: {factor: [loss(name, factor, seed) for seed in seeds] for factor in FACTORS} for name in SCHEDULES}
 
 
 def measurement(run: Any, looks: tuple[int, ...]) -> Measurement:
@@ -69,6 +85,7 @@ def main() -> None:
         seeds=seeds,
         steps=names["STEPS"],
         rates=rates,
+        schedules=schedules_by_rate(names, seeds),
         sgd=sgd,
         text=names["fingerprint"],
     )
