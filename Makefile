@@ -5,7 +5,7 @@
 PYTHON ?= python3
 
 # What chapters read of the benchmarks; the other scripts are for README.md and EXPERIMENTS.md alone.
-RECORDS = decoder_parts training_tricks ablation growth scaling finetuning_control reward_comparisons votes_of_one ppo_reuse ppo_parts over_optimisation leaning_voters alignment_comparison verifiable_rewards
+RECORDS = decoder_parts training_tricks ablation growth scaling finetuning_control loss_mask reward_comparisons votes_of_one ppo_reuse ppo_parts over_optimisation leaning_voters alignment_comparison verifiable_rewards
 OTHERS = time_to_quality machine_share generation_speed ppo_speed ppo_gain chain_cost dashboard_cost
 
 # A processor with AMX that computes as one with AVX2 alone: the laptop profile.

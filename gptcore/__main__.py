@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard",
         action="store_true",
-        help="under torchrun: each process keeps a share of weights, gradients and optimizer states, not a copy",
+        help="under torchrun: while a model trains, each process keeps a share of weights, gradients and averages, not a copy",
     )
     command.set_defaults(run=train)
 

@@ -187,7 +187,7 @@ VotesAndText = BesideText[Sequence[AnyBallot]]
 """Ballots, and replayed text."""
 
 
-def in_parts(batch: VotesAndText, count: int) -> list[tuple[VotesAndText, float]]:
+def ballots_in_parts(batch: VotesAndText, count: int) -> list[tuple[VotesAndText, float]]:
     """A batch of ballots and replayed text in parts, see `loss.parts_beside_text`."""
     ballots, text = batch
     assert ballots is not None

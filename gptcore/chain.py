@@ -78,7 +78,7 @@ class Chain(Interruptible):
         if processes() > rows:
             raise ValueError(f"a batch of {rows} cannot be shared by {processes()} processes: start fewer")
         if divided() and self.recipe.lora is not None:
-            raise ValueError("beside adapters there is nothing to share: the weights do not learn; leave --shard out")
+            raise ValueError("adapters and --shard do not work together: leave one of them out")
         if processes() * parts > rows:
             raise ValueError(
                 f"of a batch of {rows} rows {parts} parts cannot be made in each process: accumulate fewer"
@@ -123,6 +123,8 @@ class Chain(Interruptible):
         """The folder of the run, and what tells it from others."""
         identity = {"seed": self.seed, "preset": self.recipe.decoder.preset, **self.curriculum.identity()}
         identity["models"] = list(self.curriculum.stages)
+        if divided():
+            identity["shard"] = True
         identity["recipe"] = hashlib.sha256(repr(self.recipe).encode()).hexdigest()[:16]
         return RunFolder(self.out, identity, self.report)
 
@@ -226,10 +228,8 @@ class Chain(Interruptible):
     def _align(self, stage: str, tokenizer: Tokenizer, sft: Decoder, reward_model: RewardModel) -> Decoder:
         """The last stage: PPO, or what else the curriculum asks for; its numbers follow from those of PPO."""
         config = replace(self.recipe.ppo, seed=self.seed)
-        if self.recipe.lora is None:
-            policy, reference = copy.deepcopy(sft), copy.deepcopy(sft)
-        else:  # one set of weights for both: that of the reference does not learn
-            policy, reference = self._adapted(sft), sft
+        # The reference is the fine-tuned model itself; with adapters its weights are the policy's, too.
+        policy = copy.deepcopy(sft) if self.recipe.lora is None else self._adapted(sft)
         replay = self.curriculum.replay(tokenizer, self.seed)
         if stage == "dpo":
             ballots = list(self.curriculum.ballots("reward", sft, tokenizer, self.seed))
@@ -238,7 +238,7 @@ class Chain(Interruptible):
             trainer = dpo_trainer(policy, ballots, replace(numbers, training=training), replay)
             self.run_resumably(stage, trainer, trainer.config.steps)
             return policy
-        parts = (policy, reference, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
+        parts = (policy, sft, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
         if stage == "grpo":
             names = "iterations", "minibatch_size", "max_new_tokens", "seed", "accumulate"
             shared = {name: getattr(config, name) for name in names}

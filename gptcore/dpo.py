@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, in_parts, votes_of
+from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, ballots_in_parts, votes_of
 from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.loss import loss_beside_text
@@ -161,7 +161,9 @@ def dpo_trainer(
         return loss_beside_text(own, config.replay_coefficient, model, batch)
 
     steps = batches.per_epoch * config.epochs
-    return Trainer(model, batches.beside(replay), replace(config.training, steps=steps), loss_function, in_parts)
+    return Trainer(
+        model, batches.beside(replay), replace(config.training, steps=steps), loss_function, ballots_in_parts
+    )
 
 
 class ImplicitReward(nn.Module):

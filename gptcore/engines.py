@@ -2,8 +2,10 @@
 
 With torch's `DistributedDataParallel` each has the whole model, and the gradients are averaged while the backward pass
 still goes on, so that all models stay equal. Where a model does not fit, torch's `fully_shard` (arXiv 2304.11277) leaves
-each process a share of its weights, gradients and optimizer states; a layer is whole only while it is read. Answers are
-drawn token by token, which would gather every layer for every token: for that a model is whole for a while (`whole`).
+each process a share of its weights, gradients and optimizer states; a layer is gathered when it is read. (In half precision autograd
+keeps the rounded copy of what was gathered until the backward pass.) Answers are drawn token by token, which would
+gather every layer for every token: for that, and where a model is asked or graded, it is whole for a while (`whole`).
+What this saves are gradients and averages: a model is whole, too, before and after its stage.
 No chapter builds it; notebooks/12_beyond.ipynb averages gradients by hand.
 """
 
@@ -19,35 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptcore.decoder import DecoderLayer
 from gptcore.machine import choose_device
-from gptcore.parallel import divided, processes, rank
+from gptcore.parallel import as_share, divided, for_the_file, gathered, processes
 
 # --- Shares --------------------------------------------------------------------------------------
-# The classes of torch's that hold them are imported where models are shared: that takes a second.
-
-
-def gathered(tensor: Tensor) -> Tensor:
-    """A tensor of which each process has a share (a `DTensor`), whole; others as they are. Each must come here."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def for_the_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as process 0 writes them: shares are gathered one after the other into its CPU's memory. Each must come here."""
-    found = {}
-    for name, tensor in tensors.items():
-        all_of_it = gathered(tensor)
-        found[name] = all_of_it.cpu() if all_of_it is not tensor and rank() == 0 else tensor
-    return found
-
-
-def as_share(tensor: Tensor, like: Tensor | None) -> Tensor:
-    """Of a tensor that each process has whole its share, divided as `like` is; the tensor itself, if that is not divided."""
-    if like is None or not hasattr(like, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import DTensor, Replicate
-
-    assert isinstance(like, DTensor)
-    copies = DTensor.from_local(tensor.to(like.device), like.device_mesh, [Replicate()], run_check=False)
-    return copies.redistribute(placements=like.placements)
 
 
 def _mesh() -> Any:
@@ -69,9 +45,16 @@ _shares: WeakKeyDictionary[HasParameters, list[Tensor]] = WeakKeyDictionary()
 
 
 def share(*models: HasParameters) -> None:
-    """Keep of models that do not learn this process's share only, if models are divided."""
+    """Keep of models that do not learn this process's share only, if models are divided.
+
+    Raises:
+        ValueError: if two of them have parameters in common, or one of them is divided already.
+    """
     if not divided():
         return
+    parameters = [parameter for model in models for parameter in model.parameters()]
+    if len(set(parameters)) < len(parameters) or not all(parameter.numel() for parameter in parameters):
+        raise ValueError("models that have parameters in common cannot be divided: leave --shard out")
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     mesh = _mesh()
@@ -87,16 +70,19 @@ def _empty(model: HasParameters) -> None:
 
 
 def _fill(model: HasParameters) -> None:
-    for parameter, its_share in zip(model.parameters(), _shares.get(model, ()), strict=False):
-        parameter.data = gathered(its_share.detach())
+    if model in _shares:
+        for parameter, its_share in zip(model.parameters(), _shares[model], strict=True):
+            parameter.data = gathered(its_share.detach())
 
 
 @contextmanager
 def whole(model: HasParameters) -> Iterator[None]:
     """Context in which a model that is divided has all its weights, to be read only. Each process must come here."""
     _fill(model)
-    yield
-    _empty(model)
+    try:
+        yield
+    finally:
+        _empty(model)
 
 
 def restore(*models: HasParameters) -> None:

@@ -195,7 +195,7 @@ class GroupPolicyGradient(PolicyTrainer):
         rollout = self.roll_out(iteration)
         groups = self.check(rollout.scores).view(-1, config.group_size)
         informative = (groups.amin(dim=1) < groups.amax(dim=1)).float().mean().item()
-        whole = rollout.statistics()
+        statistics = rollout.statistics()
         with self.clock("updating_seconds"):
             if config.method == "best":
                 rollout = best_of_groups(rollout, config.group_size)
@@ -209,7 +209,7 @@ class GroupPolicyGradient(PolicyTrainer):
                     self._update(rollout, advantages, [minibatches[index]], iteration * 1000 + number)
             elif minibatches:
                 self._update(rollout, advantages, minibatches, iteration * 1000)
-        return GroupDiagnostics(iteration, informative, **whole, **self.seconds)
+        return GroupDiagnostics(iteration, informative, **statistics, **self.seconds)
 
     def _advantages(self, rollout: Rollout) -> Tensor:
         """How much better each answer is than the others to its prompt, by the method's own measure: `(N,)`."""
@@ -259,9 +259,9 @@ class GroupPolicyGradient(PolicyTrainer):
         """One step of the policy. Gradients of minibatches add up, so that only one of them is in memory at a time."""
         ones = torch.ones_like(rollout.lengths)
         parts = []
-        for rows in (*minibatches[1:], minibatches[0]):
-            divided = self.parts_of(rows, ones, number if rows is minibatches[0] else None)
-            parts += [((rollout, advantages, len(rows), part), weight) for part, weight in divided]
+        for rows in minibatches:
+            own = self.parts_of(rows, ones, number if rows is minibatches[-1] else None)  # the text beside the last
+            parts += [((rollout, advantages, len(rows), part), weight) for part, weight in own]
         self.take_step(self._engine, parts, self.optimizer, self.scaler)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

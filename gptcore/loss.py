@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gptcore.decoder import Decoder
 from gptcore.machine import full_precision
-from gptcore.parallel import average_over_processes_, rows_of_parts
+from gptcore.parallel import average_over_processes_, processes, rows_of_parts
 from gptcore.shapes import pad_rows
 
 IGNORED = -100
@@ -45,11 +45,13 @@ def language_model_loss(model: Decoder, batch: tuple[Tensor, Tensor]) -> Tensor:
     # The head is the widest matrix: compute it only where it is needed.
     features = model.hidden(tokens)[trained]
     total = head_cross_entropy(features, model.head.weight, targets[trained])
-    return total / average_over_processes_(trained.sum().float()).clamp(min=1)
+    return total / average_over_processes_(trained.sum().float()).clamp(min=1 / processes())
 
 
 def in_parts(batch: tuple[Tensor, Tensor], count: int) -> list[tuple[tuple[Tensor, Tensor], float]]:
     """A batch of text in parts, see `rows_of_parts`: inputs and targets `(B, T)` to some of `(b, T)`, with weights."""
+    if count == 1:
+        return [(batch, 1.0)]
     inputs, targets = batch
     trained = (targets != IGNORED).sum(dim=1).tolist()
     return [((inputs[rows], targets[rows]), weight) for rows, weight in rows_of_parts(trained, count)]

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gptcore.engines import as_share, for_the_file, gathered
 from gptcore.machine import choose_precision
+from gptcore.parallel import as_share, divided, for_the_file, gathered
 
 
 def schedule_factor(
@@ -119,8 +119,14 @@ class Muon(torch.optim.Optimizer):
                     buffer = state["momentum"]
                     buffer.lerp_(gradient, 1 - group["momentum"])  # then Nesterov's look ahead
                     updates.append(gradient.lerp(buffer, group["momentum"]))
-                # Only a whole matrix can be made orthogonal: where each process has a share, all do all of it.
-                directions = orthogonalise(torch.stack([gathered(update) for update in updates]).to(dtype))
+                # Only a whole matrix can be made orthogonal: where each process has a share, all do all of it, one
+                # matrix after the other; else those of one shape go together, which is faster.
+                few = 1 if divided() else len(updates)
+                directions = [
+                    direction
+                    for i in range(0, len(updates), few)
+                    for direction in orthogonalise(torch.stack([gathered(u) for u in updates[i : i + few]]).to(dtype))
+                ]
                 # A tall matrix has more outputs than inputs and needs a longer step to change each as much.
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (parameter, _), direction in zip(pairs, directions, strict=True):

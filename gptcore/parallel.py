@@ -5,7 +5,7 @@ Answers are drawn and graded by all, each its share, and shown to all. Tried in 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
@@ -39,7 +39,6 @@ def join_processes(divided: bool = False) -> None:
         if choose_device().type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if choose_device().type == "cuda" else "gloo")
-
     elif divided:
         raise ValueError(
             "one process has nobody to share a model with: start several with torchrun, or leave --shard out"
@@ -141,6 +140,38 @@ def rows_of_parts(entries: Sequence[int], count: int) -> list[tuple[slice, float
     ends = list(accumulate(map(len, parts), initial=0))
     weights = (sums / sums.sum().clamp(min=1 / processes())).tolist()
     return [(slice(*rows), weight) for rows, weight in zip(pairwise(ends), weights, strict=True)]
+
+
+# --- Tensors of which each has a share -----------------------------------------------------------
+# Torch's class of them, `DTensor`, is imported where models are divided: that takes a second.
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor of which each process has a share (a `DTensor`), whole; others as they are. Each must come here."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def for_the_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as process 0 writes them: shares are gathered one after the other into its CPU's memory. Each must come here."""
+    found = {}
+    for name, tensor in tensors.items():
+        all_of_it = gathered(tensor)
+        found[name] = all_of_it.cpu() if all_of_it is not tensor and rank() == 0 else tensor
+    return found
+
+
+def as_share(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Of a tensor that each process has whole its share, divided as `like` is; the tensor itself, if that is not divided."""
+    if like is None or not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(like, DTensor)
+    copies = DTensor.from_local(tensor.to(like.device), like.device_mesh, [Replicate()], run_check=False)
+    return copies.redistribute(placements=like.placements)
+
+
+# --- A word with the others ----------------------------------------------------------------------
 
 
 def all_are_well(well: bool) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptcore.chat_template import room_for_prompt
 from gptcore.decoder import Decoder
@@ -21,7 +21,7 @@ from gptcore.generation import SamplingConfig, generate_together
 from gptcore.lora import merged
 from gptcore.loss import BesideText, parts_beside_text
 from gptcore.optimizers import backward_and_step
-from gptcore.parallel import share_of
+from gptcore.parallel import average_over_processes_, share_of
 from gptcore.reward import Grader, rewards_of
 from gptcore.rollouts import Rollout, in_batches, pad_answers, repeated, token_log_probabilities
 from gptcore.tokenizer import END, Tokenizer
@@ -59,11 +59,14 @@ class PolicyTrainer:
 
     def __post_init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.learning: tuple[nn.Module, ...] = (self.policy,)
         for frozen in (self.reference, self.reward_model):
             frozen.eval().requires_grad_(False)
 
     def run(self, callbacks: Sequence[Callable[[Any], None]] = ()) -> list[Any]:
         """Go through all iterations; call every callback after each; return all diagnostics.
+
+        A callback that raises (Ctrl-C does) stops the run; where models are divided, they are empty then.
 
         Raises:
             FloatingPointError: if a reward or a loss is no longer a number.
@@ -74,7 +77,7 @@ class PolicyTrainer:
             self.history.append(self.iterate(len(self.history)))
             for callback in callbacks:
                 callback(self.history[-1])
-        restore(self.policy, *frozen)
+        restore(*self.learning, *frozen)
         return self.history
 
     @property
@@ -157,13 +160,13 @@ class PolicyTrainer:
             scaler: of the model.
 
         Returns:
-            what is computed, of all parts.
+            what is computed, of all parts, as the mean of all processes.
 
         Raises:
-            FloatingPointError: if that is no number.
+            FloatingPointError: if that is no number; all processes agree on it.
         """
-        loss, found = engine.backward_but_last(parts, scaler)
-        self.check(found)
+        loss, own = engine.backward_but_last(parts, scaler)
+        found = self.check(average_over_processes_(own))
         backward_and_step(engine.learner, loss, [optimizer], self.config.clip_norm, scaler)
         return found
 

@@ -1,6 +1,6 @@
 """Proximal policy optimisation: improve the model's answers by the reward model's grades.
 
-The model answers prompts and the reward model grades the answers (`rollouts`), and each token is made
+The model answers prompts and the reward model grades the answers (`policy_training`), and each token is made
 more likely or less by how much better than expected things went from there on (advantage). Two
 leashes keep it from running off: steps are clipped, and leaving the fine-tuned model costs reward
 (KL). Built step by step in notebooks/10_rlhf_ppo.ipynb.
@@ -25,10 +25,10 @@ from gptcore.checks import numbers, whole_numbers
 from gptcore.decoder import Decoder
 from gptcore.engines import Engine
 from gptcore.lora import rank_of, with_adapters
-from gptcore.loss import BesideText, loss_beside_text
+from gptcore.loss import BesideText, language_model_loss
 from gptcore.machine import autocast, gradient_scaler
 from gptcore.optimizers import load_optimizer_tensors, optimizer_tensors, schedule_factor
-from gptcore.parallel import average_over_processes_, weight_of_share
+from gptcore.parallel import weight_of_share
 from gptcore.policy_training import PolicyTrainer
 from gptcore.reward import RewardModel
 from gptcore.rollouts import Rollout, in_batches, token_log_probabilities
@@ -165,6 +165,7 @@ class PPO(PolicyTrainer):
             self.value_model = with_adapters(self.reward_model, adapters, self.config.seed)
         else:
             self.value_model = copy.deepcopy(self.reward_model).requires_grad_(True)
+        self.learning = self.policy, self.value_model
         self._policy_engine = Engine(self.policy, self._loss_of_policy)
         self._value_engine = Engine(self.value_model, self._loss_of_value_model)
         self.policy_optimizer = self.optimizer_for(self._policy_engine, self.config.policy_rate)
@@ -249,8 +250,7 @@ class PPO(PolicyTrainer):
             return 0.0, 0.0
         parts = [((rollout, advantages, part), weight) for part, weight in self.parts_of(rows, choices, replay_step)]
         found = self.take_step(self._policy_engine, parts, self.policy_optimizer, self.policy_scaler)
-        _, approximate_kl, clip_fraction = average_over_processes_(found).tolist()
-        return approximate_kl, clip_fraction
+        return found[1].item(), found[2].item()
 
     def _loss_of_value_model(
         self, model: RewardModel, rollout: Rollout, returns: Tensor, rows: Sequence[int]
@@ -265,21 +265,21 @@ class PPO(PolicyTrainer):
         self, policy: Decoder, rollout: Rollout, advantages: Tensor, part: BesideText[Sequence[int]]
     ) -> Tensor:
         """`(3,)`: the loss, and of the answers approximate KL and clip fraction."""
-        figures = torch.zeros(2, dtype=torch.float32, device=policy.device)
-
-        def own(rows: Sequence[int]) -> Tensor:
-            nonlocal figures
-            parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, advantages)
-            tokens, mask, old, better = (part.to(policy.device) for part in parts)
-            new = token_log_probabilities(policy, tokens, mask, self.config.temperature)
-            log_ratio, share = (new - old).detach(), weight_of_share(mask.sum())
-            outside = (log_ratio.exp() - 1).abs() > self.config.clip
-            figures = torch.stack((0.5 * masked_mean(log_ratio**2, mask), masked_mean(outside.float(), mask))) * share
-            return policy_loss(new, old, better, mask, self.config.clip) * share
-
+        rows, text = part
+        found = torch.zeros(3, dtype=torch.float32, device=policy.device)
         with autocast():
-            loss = loss_beside_text(own, self.config.replay_coefficient, policy, part)
-        return torch.cat((loss[None], figures))
+            if rows is not None:
+                parts = trim(rows, rollout.lengths, rollout.tokens, rollout.mask, rollout.log_probabilities, advantages)
+                tokens, mask, old, better = (part.to(policy.device) for part in parts)
+                new = token_log_probabilities(policy, tokens, mask, self.config.temperature)
+                log_ratio = (new - old).detach()
+                outside = (log_ratio.exp() - 1).abs() > self.config.clip
+                figures = (0.5 * masked_mean(log_ratio**2, mask), masked_mean(outside.float(), mask))
+                loss = policy_loss(new, old, better, mask, self.config.clip)
+                found = found + torch.stack((loss, *figures)) * weight_of_share(mask.sum())
+            if text is not None:
+                found[0] += self.config.replay_coefficient * language_model_loss(policy, text)
+        return found
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on; each process must come here."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, in_parts, votes_of
+from gptcore.ballots import Ballot, BallotBatches, VotesAndText, answers_of, ballots_in_parts, votes_of
 from gptcore.chat_template import decode_answer
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import gold_score
@@ -212,7 +212,7 @@ def train_reward_model(
     config = replace(config, steps=max(config.steps, batches.per_epoch * epochs))
     torch.manual_seed(config.seed)
     model = kind(sft, tokenizer.special[ASSISTANT]).to(sft.device)
-    run(Trainer(model, batches.beside(replay), config, replayed_reward_loss, in_parts))
+    run(Trainer(model, batches.beside(replay), config, replayed_reward_loss, ballots_in_parts))
     normalise(model, [ballot.prompt_ids + ballot.answers[0] for ballot in ballots[:1000]])
     return model.eval()
 

@@ -1,7 +1,7 @@
-"""Rollouts: the current policy answers prompts, and the reward model, or a program, grades the answers.
+"""Rollouts as tensors: answers, their grades, the log-probabilities of their tokens, and the KL.
 
-PPO, GRPO and REINFORCE begin each of their iterations so; they differ in what they make of the grades. What they
-share stands here, built step by step in notebooks/10_rlhf_ppo.ipynb.
+PPO, GRPO and REINFORCE begin each of their iterations with a rollout (`policy_training` draws it); they differ in what
+they make of the grades. Built step by step in notebooks/10_rlhf_ppo.ipynb.
 
 All per-token tensors have shape `(N, T - 1)` for `N` sequences of `T` tokens, prompt first, padded on the
 right: column t is about the choice of token t + 1, made at position t. A mask says which choices are

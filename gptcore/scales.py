@@ -14,7 +14,7 @@ import torch
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.flops import forward_flops
 
-Engine = Literal["one process", "DistributedDataParallel", "fully_shard"]
+Sharing = Literal["one process", "DistributedDataParallel", "fully_shard"]
 """Who holds the states: the only process; each of several a copy; or each its share (`engines`; `train --shard`)."""
 
 SHAPES: Mapping[str, DecoderConfig] = {
@@ -53,7 +53,7 @@ class Scale:
     """Operations of pretraining."""
     hours: float
     """Of pretraining on one GPU."""
-    engine: Engine
+    engine: Sharing
     """How it is trained."""
     gpus: int
     """How many it takes to pretrain: so that it fits, or to be done within `PATIENCE`."""
@@ -129,19 +129,23 @@ def training_flops(config: DecoderConfig, tokens: int) -> int:
     return 3 * sum(forward_flops(config, config.context_length).values()) * tokens // config.context_length
 
 
-def gpus_that_fit(states: int, activations: int) -> int:
-    """The least number of GPUs that hold a share of the states (`fully_shard`), and their own activations, each.
+def gpus_that_fit(states: Mapping[str, int], activations: int) -> int:
+    """The least number of GPUs that hold a share of the states each (`fully_shard`), and what none of them shares.
+
+    The copies in half precision are made of gathered weights, and autograd keeps them until the backward pass: each
+    GPU has them whole, beside the activations of its own rows.
 
     Args:
-        states: bytes of all states.
+        states: bytes of all states, by part.
         activations: bytes of the activations on each GPU.
 
     Raises:
-        ValueError: if the activations alone are too large.
+        ValueError: if what is not shared is too large alone.
     """
-    if activations >= GPU_BYTES:
+    own = activations + states["half_copies"]
+    if own >= GPU_BYTES:
         raise ValueError(f"activations of {activations:,} bytes do not fit into {GPU_BYTES:,}: read fewer rows at once")
-    return math.ceil(states / (GPU_BYTES - activations))
+    return math.ceil((sum(states.values()) - states["half_copies"]) / (GPU_BYTES - own))
 
 
 def scale_of(config: DecoderConfig, flops_a_second: float) -> Scale:
@@ -152,7 +156,7 @@ def scale_of(config: DecoderConfig, flops_a_second: float) -> Scale:
         flops_a_second: what one GPU really computes; between a third and a half of what its data sheet says.
     """
     count = parameters(config)
-    training, ppo = (sum(states(config, half=True).values()) for states in (state_bytes, ppo_state_bytes))
+    training, ppo = (states(config, half=True) for states in (state_bytes, ppo_state_bytes))
     rows = max(1, BATCH_TOKENS // config.context_length)
     activations = activation_bytes(config, rows, config.context_length, half=True)
     tokens = TOKENS_A_PARAMETER * count
@@ -163,7 +167,8 @@ def scale_of(config: DecoderConfig, flops_a_second: float) -> Scale:
         gpus = math.ceil(hours / PATIENCE)
         engine = "one process" if gpus == 1 else "DistributedDataParallel"
     ppo_gpus = gpus_that_fit(ppo, activations)
-    return Scale(count, training, ppo, activations, tokens, flops, hours, engine, gpus, ppo_gpus)
+    states = sum(training.values()), sum(ppo.values())
+    return Scale(count, *states, activations, tokens, flops, hours, engine, gpus, ppo_gpus)
 
 
 def as_rows(flops_a_second: float) -> list[dict[str, str | int | float]]:

@@ -86,7 +86,7 @@ def draw_sum(rng: random.Random) -> Sum:
 
 
 class SumSource:
-    """Asks for sums, in the form of `rollouts.Prompts`."""
+    """Asks for sums, in the form of `policy_training.Prompts`."""
 
     def draw_ids(self, rng: random.Random, tokenizer: Tokenizer, room: int) -> list[int]:
         """One question in the chat template."""

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -182,6 +183,11 @@ Callback = Callable[[StepReport], None]
 LossFunction = Callable[[Any, Any], Tensor]
 
 
+def _in_precision(loss_function: LossFunction, model: nn.Module, batch: Any, precision: Precision) -> Tensor:
+    with autocast(precision):
+        return loss_function(model, batch)
+
+
 @dataclass
 class Trainer:
     """A run that can be stopped after any step and go on as if it had not been.
@@ -197,15 +203,15 @@ class Trainer:
     """How it is trained."""
     loss_function: LossFunction = language_model_loss
     """Turns model and batch into a scalar loss."""
-    divide: Callable[[Any, int], Sequence[tuple[Any, float]]] | None = None
-    """Divides a batch into so many parts with weights, for `accumulate`; None for batches of text."""
+    parts_of: Callable[[Any, int], Sequence[tuple[Any, float]]] = in_parts
+    """Cuts a batch into so many parts with weights, for `accumulate`; the default cuts text."""
     losses: list[float] = field(default_factory=list)
     """The loss of every step so far."""
 
     def __post_init__(self) -> None:
-        if self.config.accumulate > 1 and not self.divide and self.loss_function is not language_model_loss:
-            raise ValueError("accumulate reads batches of text in parts: say with `divide` how others are divided")
-        self._engine = Engine(self.model, self._in_precision)
+        if self.config.accumulate > 1 and self.parts_of is in_parts and self.loss_function is not language_model_loss:
+            raise ValueError("accumulate reads batches of text in parts: say with `parts_of` how others are cut")
+        self._engine = Engine(self.model, partial(_in_precision, self.loss_function))
         self.optimizers = make_optimizers(self._engine.learner, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -224,7 +230,8 @@ class Trainer:
     def run(self, callbacks: Sequence[Callback] = ()) -> list[float]:
         """Train to the end; call every callback after each step; return all losses.
 
-        A callback that raises (Ctrl-C does) stops the run after a whole step.
+        A callback that raises (Ctrl-C does) stops the run after a whole step; where models are divided, the model is
+        empty then.
 
         Raises:
             FloatingPointError: if the loss is no longer a number.
@@ -237,10 +244,10 @@ class Trainer:
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["full_rate"] * factor
-            batch = self.batch_at(self.step)
-            parts = (self.divide or in_parts)(batch, config.accumulate) if config.accumulate > 1 else [(batch, 1.0)]
-            loss, whole = self._engine.backward_but_last([((part,), weight) for part, weight in parts], self.scaler)
-            shown = average_over_processes_(whole).item()
+            parts = self.parts_of(self.batch_at(self.step), config.accumulate)
+            given = [((part, self.precision), weight) for part, weight in parts]
+            loss, own = self._engine.backward_but_last(given, self.scaler)
+            shown = average_over_processes_(own).item()
             if not math.isfinite(shown):
                 raise FloatingPointError(f"the loss is {shown} at step {self.step}: lower the learning rates")
             norm = backward_and_step(self._engine.learner, loss, self.optimizers, config.clip_norm, self.scaler)
@@ -250,10 +257,6 @@ class Trainer:
                 callback(report)
         restore(self.model)
         return self.losses
-
-    def _in_precision(self, model: nn.Module, batch: Any) -> Tensor:
-        with autocast(self.precision):
-            return self.loss_function(model, batch)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on; each process must come here."""

@@ -238,7 +238,7 @@ def test_more_processes_than_rows_are_refused_before_anything_is_written(tmp_pat
 
 def test_adapters_and_a_divided_model_are_refused_together(tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "divided", lambda: True)
-    with pytest.raises(ValueError, match="the weights do not learn; leave --shard out"):
+    with pytest.raises(ValueError, match="do not work together: leave one of them out"):
         chain.Chain(tmp_path / "run", curriculum=AtlasCurriculum(replace(tiny_recipe(), lora=4))).run()
     assert not (tmp_path / "run").exists()
 

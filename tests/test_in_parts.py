@@ -8,7 +8,7 @@ from test_ppo import VOCABULARY, Letters, tiny_decoder
 from test_ppo import toy as toy_ppo
 from torch import nn
 
-from gptcore.ballots import in_parts as ballots_in_parts
+from gptcore.ballots import ballots_in_parts
 from gptcore.dpo import DPOConfig, dpo_trainer
 from gptcore.groups import GroupConfig
 from gptcore.parallel import rows_of_parts

@@ -133,7 +133,7 @@ def test_only_adapters_and_a_reward_models_head_learn(kind, preset, precision):
     adapted, before = with_adapters(model, 4), snapshot(model)
     trainer = trainer_of(adapted, precision)
     start = snapshot(adapted)
-    trainer._in_precision(adapted, trainer.batch_at(0)).backward()
+    trainer.loss_function(adapted, trainer.batch_at(0)).backward()
     names = those_that_learn(adapted)
     assert {name for name, parameter in adapted.named_parameters() if parameter.grad is not None} == names
     trainer.run()

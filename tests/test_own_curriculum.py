@@ -19,11 +19,11 @@ from gptcore.chain import Chain, evaluate_folder
 from gptcore.checkpoint import load_stage
 from gptcore.files import ASSETS
 from gptcore.lora import rank_of
-from gptcore.loss import in_parts
 from gptcore.own_curriculum import OwnCurriculum, curriculum_of
 from gptcore.own_data import read_comparisons, read_conversations
 from gptcore.own_sizes import Amounts, Wishes, own_recipe, vocabulary_size
 from gptcore.own_sources import Divided, Sources
+from gptcore.parallel import rows_of_parts
 from gptcore.pieces import divide, pieces_of, texts_of
 from gptcore.published import write_transformers
 from gptcore.reward import RewardModel
@@ -365,7 +365,9 @@ def test_the_rank_of_lora_is_said_before_anything_is_trained_and_belongs_to_the_
 def test_a_batch_may_be_read_in_parts_and_a_run_gone_on_with_in_others(sources, tmp_path, monkeypatch, capsys):
     text = {"text": sources["text"]}
     parts = []
-    monkeypatch.setattr("gptcore.training.in_parts", lambda batch, count: parts.append(count) or in_parts(batch, count))
+    monkeypatch.setattr(
+        "gptcore.loss.rows_of_parts", lambda rows, count: parts.append(count) or rows_of_parts(rows, count)
+    )
     _, end = said(monkeypatch, capsys, options(text, tmp_path / "out", "--accumulate", "2"))
     assert end is None
     assert set(parts) == {2}

@@ -141,11 +141,16 @@ def test_states_of_ppo_are_those_of_a_real_one():
 
 def test_how_many_gpus_by_hand():
     giga = 10**9
-    assert gpus_that_fit(70 * giga, 10 * giga) == 1
-    assert gpus_that_fit(70 * giga + 1, 10 * giga) == 2
-    assert gpus_that_fit(300 * giga, 30 * giga) == 6
+
+    def states(shared, half_copies=0):
+        return {"weights": shared - 1, "moments": 1, "half_copies": half_copies}
+
+    assert gpus_that_fit(states(70 * giga), 10 * giga) == 1
+    assert gpus_that_fit(states(70 * giga + 1), 10 * giga) == 2
+    assert gpus_that_fit(states(300 * giga), 30 * giga) == 6
+    assert gpus_that_fit(states(300 * giga, 20 * giga), 30 * giga) == 10  # of the copies each has its own
     with pytest.raises(ValueError, match="read fewer rows"):
-        gpus_that_fit(1, 80 * giga)
+        gpus_that_fit(states(1), 80 * giga)
 
 
 def test_the_engine_follows_from_memory_and_then_from_hours():

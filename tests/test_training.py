@@ -77,7 +77,7 @@ def test_a_batch_read_in_parts_is_learned_as_one_read_whole(preset, parts):
 
 
 def test_only_text_is_read_in_parts_without_being_told_how_and_that_is_no_other_recipe():
-    with pytest.raises(ValueError, match="say with `divide` how others are divided"):
+    with pytest.raises(ValueError, match="say with `parts_of` how others are cut"):
         Trainer(tiny_decoder(), random_batch, constant_config(1, accumulate=2), lambda model, batch: None)
     with pytest.raises(ValueError, match="accumulate must be at least 1"):
         constant_config(1, accumulate=0)
