@@ -228,8 +228,10 @@ class Chain(Interruptible):
     def _align(self, stage: str, tokenizer: Tokenizer, sft: Decoder, reward_model: RewardModel) -> Decoder:
         """The last stage: PPO, or what else the curriculum asks for; its numbers follow from those of PPO."""
         config = replace(self.recipe.ppo, seed=self.seed)
-        # The reference is the fine-tuned model itself; with adapters its weights are the policy's, too.
-        policy = copy.deepcopy(sft) if self.recipe.lora is None else self._adapted(sft)
+        if self.recipe.lora is None:  # a copy to be frozen: the second judge, too, begins with the fine-tuned model
+            policy, reference = copy.deepcopy(sft), copy.deepcopy(sft)
+        else:  # one set of weights for both: that of the reference does not learn
+            policy, reference = self._adapted(sft), sft
         replay = self.curriculum.replay(tokenizer, self.seed)
         if stage == "dpo":
             ballots = list(self.curriculum.ballots("reward", sft, tokenizer, self.seed))
@@ -238,7 +240,7 @@ class Chain(Interruptible):
             trainer = dpo_trainer(policy, ballots, replace(numbers, training=training), replay)
             self.run_resumably(stage, trainer, trainer.config.steps)
             return policy
-        parts = (policy, sft, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
+        parts = (policy, reference, reward_model, tokenizer, self.curriculum.prompts(tokenizer))
         if stage == "grpo":
             names = "iterations", "minibatch_size", "max_new_tokens", "seed", "accumulate"
             shared = {name: getattr(config, name) for name in names}

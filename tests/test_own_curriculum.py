@@ -16,7 +16,7 @@ from test_chain import StopAt
 from gptcore import own_sizes
 from gptcore.__main__ import main
 from gptcore.chain import Chain, evaluate_folder
-from gptcore.checkpoint import load_stage
+from gptcore.checkpoint import load_model, load_stage
 from gptcore.files import ASSETS
 from gptcore.lora import rank_of
 from gptcore.own_curriculum import OwnCurriculum, curriculum_of
@@ -183,6 +183,11 @@ def test_every_stage_is_trained_scored_and_reported(sources, tmp_path, method):
     expected |= {f"{method}_win_rate_{judge}" for judge in ("reward", "second_reward")}
     assert expected <= report["scores"].keys()
     assert all({"prompt", "sft", method} == sample.keys() for sample in report["samples"])
+    sft, tokenizer = load_stage("sft", tmp_path / "out")
+    for judge in ("reward", "second_reward"):  # the second one is trained when the policy's reference has been frozen
+        trunk = load_model(tmp_path / "out" / f"{judge}.safetensors", tokenizer)[0].trunk
+        same = [torch.equal(*each) for each in zip(trunk.layers.parameters(), sft.layers.parameters(), strict=True)]
+        assert not any(same), judge
     assert evaluate_folder(tmp_path / "out")["scores"] == report["scores"]
     again = Chain(tmp_path / "out", curriculum=OwnCurriculum(Sources(**sources), method, wishes=FEW), progress=False)
     assert again.run(resume=True)["scores"] == report["scores"]
