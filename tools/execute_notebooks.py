@@ -21,7 +21,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from gptcore.costs import COSTS, profile, read_costs, unit_of_work
-from gptcore.files import write_whole
+from gptcore.files import RUNS, write_whole
 from gptcore.machine import describe_machine, set_threads
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -105,6 +105,9 @@ def main() -> None:
     paths = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if not prefixes or path.name.startswith(prefixes)]
     if not paths:
         sys.exit(f"no notebook in {NOTEBOOKS} starts with {' or '.join(prefixes)}")
+    for run in (RUNS / "chain", RUNS / "museum"):
+        if run.exists():
+            sys.exit(f"{run} holds a run of your own, which the chapters would use: move it elsewhere")
     set_threads()
     units, taken = [unit_of_work()], {}
     for path in paths:
