@@ -12,7 +12,7 @@ OTHERS = time_to_quality machine_share generation_speed ppo_speed ppo_gain chain
 HELD_BACK = ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2
 
 # Files of tests, and notebooks, side by side: small models leave a second core idle half of the time.
-EACH_ON_ITS_CORE = PYTHONPATH=tools .venv/bin/python -m pytest -p own_core -n 2 --dist loadfile
+EACH_ON_ITS_CORE = PYTHONPATH=tools .venv/bin/python -m pytest -p own_core -n 2 --dist loadfile --no-loadscope-reorder
 
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -41,7 +41,7 @@ format: .venv/ready  ## mend the style of the code
 
 test: style  ## style, all tests, every notebook, that each was run
 	$(EACH_ON_ITS_CORE) tests
-	$(EACH_ON_ITS_CORE) --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 notebooks
+	$(EACH_ON_ITS_CORE) --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 $$(ls -r notebooks/*.ipynb)  # the last chapters take longest
 	.venv/bin/python tools/check_notebooks.py
 
 notebooks: .venv/ready no_own_run  ## write what notebooks have from elsewhere, run each and store its outputs (10 to 13 minutes)

@@ -1,12 +1,22 @@
 """A plugin for `pytest -n`: each of its processes, and what it starts, keeps to a core of its own.
 
-    PYTHONPATH=tools python -m pytest -p own_core -n 2 tests
+    PYTHONPATH=tools python -m pytest -p own_core -n 2 --dist loadfile --no-loadscope-reorder tests
 
 Small models leave a second core idle half of the time, and two processes that share cores wait for each other. Where the
 system lets no process choose (macOS, Windows) nothing changes.
 """
 
 import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests first (xdist begins with those of most tests): one that began last would leave the other core idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    quick = {item.path for item in items if not item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path in quick) + (item.path not in slow))  # all slow, some, none
+
 
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):  # "gw0", "gw1"
     cores = sorted(os.sched_getaffinity(0))  # before torch is imported: it counts them once
