@@ -210,8 +210,8 @@ class Chain(Interruptible):
     def _train_reward_model(self, stage: str, tokenizer: Tokenizer, sft: Decoder) -> RewardModel:
         collected = self.curriculum.ballots(stage, sft, tokenizer, self.seed)
         ballots = []
-        total = self.recipe.ballots
-        for ballot in tqdm(collected, desc="comparisons", total=total, unit="prompt", disable=not self.progress):
+        total, hidden = self.recipe.ballots, not self.progress or rank() > 0
+        for ballot in tqdm(collected, desc="comparisons", total=total, unit="prompt", disable=hidden):
             ballots.append(ballot)
             self.stop_if_requested()  # they are soon collected anew, and come out the same
         return train_reward_model(

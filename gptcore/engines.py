@@ -133,7 +133,7 @@ class Engine:
             _shares[model] = list(self.learner.parameters())
             _empty(model)
         elif processes() > 1:
-            self._objective = DistributedDataParallel(self._objective, broadcast_buffers=False)
+            self._objective = DistributedDataParallel(self._objective)
 
     def backward_but_last(
         self, parts: Sequence[tuple[tuple[Any, ...], float]], scaler: torch.amp.GradScaler
