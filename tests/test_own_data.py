@@ -126,12 +126,12 @@ GOOD = {"messages": said(ASKED, ANSWERED)}
         ("a.jsonl", one_line(GOOD).encode()),
         ("a.jsonl", b"\xef\xbb\xbf" + one_line(GOOD).encode() + b"\r\n\r\n"),
         ("a.JSONL", one_line(GOOD).encode()),
-        ("a.jsonl.gz", gzip.compress(one_line(GOOD).encode())),
+        ("a.jsonl.gz", gzip.compress(one_line(GOOD).encode(), mtime=0)),
         ("a.json", one_line([GOOD]).encode()),
         ("a.json", json.dumps([GOOD], indent=2).encode()),
         ("a.json", json.dumps(GOOD, indent=2).encode()),
         ("a.json", one_line({"version": 2, "data": [GOOD]}).encode()),
-        ("a.json.gz", gzip.compress(one_line([GOOD]).encode())),
+        ("a.json.gz", gzip.compress(one_line([GOOD]).encode(), mtime=0)),
     ],
 )
 def test_a_file_of_every_kind(tmp_path, name, data):
@@ -289,7 +289,7 @@ def test_what_is_wrong_with_a_comparison_is_said(tmp_path, record, what):
         ("a.jsonl", b"{'messages': []}\n", r"a\.jsonl, 1: is no JSON"),
         ("a.jsonl", "你好".encode("gb18030"), r"a\.jsonl: is not UTF-8 \(byte 0\)"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read"),
-        ("a.jsonl.gz", gzip.compress(one_line(GOOD).encode())[:-9], r"a\.jsonl\.gz: cannot be read"),
+        ("a.jsonl.gz", gzip.compress(one_line(GOOD).encode(), mtime=0)[:-9], r"a\.jsonl\.gz: cannot be read"),
         ("a.json", b"[1, 2", r"a\.json: is no JSON"),
         ("a.json", b"[]", "nothing in it can be used"),
         ("a.jsonl", b"", "nothing in it can be used"),
