@@ -44,7 +44,7 @@ test: style  ## style, all tests, every notebook, that each was run
 	$(EACH_ON_ITS_CORE) --nbval-lax --nbval-current-env --nbval-cell-timeout=3600 $$(ls -r notebooks/*.ipynb)  # the last chapters take longest
 	.venv/bin/python tools/check_notebooks.py
 
-notebooks: .venv/ready no_own_run  ## write what notebooks have from elsewhere, run each and store its outputs (10 to 13 minutes)
+notebooks: .venv/ready  ## write what notebooks have from elsewhere, run each and store its outputs (15 to 25 minutes)
 	.venv/bin/python tools/prepare_notebooks.py
 	.venv/bin/python tools/execute_notebooks.py
 	.venv/bin/python tools/prepare_notebooks.py  # again: their heads state what they have just cost
@@ -77,7 +77,7 @@ pictures: .venv/ready  ## the README's pictures of the chain and of the views (4
 	GPTCORE_BROWSER=required .venv/bin/python -m pytest tests/test_browser.py
 	.venv/bin/python tools/draw_views.py
 
-costs: .venv/ready no_own_run  ## what the chain and the chapters take on the laptop profile (about 40 minutes)
+costs: .venv/ready no_own_run  ## what the chain and the chapters take on the laptop profile (an hour and ten minutes)
 	rm -rf runs/laptop
 	$(HELD_BACK) .venv/bin/python -m gptcore train --seed 0 --out runs/laptop
 	$(HELD_BACK) .venv/bin/python tools/ship_models.py --only-seconds runs/laptop

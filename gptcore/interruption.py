@@ -91,7 +91,7 @@ class Interruptible:
                 worker.load_state(tensors, values["state"])
                 self.stopwatch.before = values["seconds"]
                 done = values["done"]
-            del tensors  # as large as the models and their optimisers, and all of it has been copied
+            del tensors  # as large as the models and their optimisers, who have what they need of it
         bar = tqdm(total=total, initial=done, desc=stage, unit="step", disable=not self.progress or rank() > 0)
         last_save = time.perf_counter()
 

@@ -450,7 +450,7 @@ def test_under_torchrun_the_line_to_paste_starts_as_many_processes(monkeypatch):
     assert runs.shell_line("train") == "python -u -m gptcore train"
     begun = {"preset": "llama", "seed": 0}
     assert "--shard" in runs.resume_line(Path("out"), begun | {"shard": True})
-    assert "--shard" not in runs.resume_line(Path("out"), begun)  # a report does not say it: any engine goes on
+    assert "--shard" not in runs.resume_line(Path("out"), begun)
 
 
 def test_the_table_of_scores_keeps_its_columns_and_counts_one_in_the_singular():

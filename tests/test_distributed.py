@@ -16,7 +16,7 @@ from test_in_parts import STAGES, figures_of
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gptcore import chain, curriculum, exam
+from gptcore import chain, curriculum, engines, exam
 from gptcore.ballots import collect_ballots
 from gptcore.checkpoint import SHIPPED, load_stage
 from gptcore.curriculum import AtlasCurriculum
@@ -26,6 +26,7 @@ from gptcore.lora import with_adapters
 from gptcore.loss import IGNORED
 from gptcore.parallel import join_processes, leave_processes, processes, rank
 from gptcore.recipe import Recipe, text_batches
+from gptcore.runs import resume_line
 from gptcore.training import Trainer, TrainingConfig, generator_for
 
 pytestmark = pytest.mark.slow
@@ -213,6 +214,8 @@ def test_a_chain_of_several_processes_is_written_by_one_and_equals_that_of_one(t
     assert set(reports[0]["stages"]) == stages | {"evaluation"}
     assert all(set(report["stages"]) == stages for report in reports[1:])  # only number 0 sits the exams
     assert json.loads((tmp_path / "run" / "report.json").read_text()) == reports[0]
+    divided = task.startswith("divided")
+    assert ("--shard" in resume_line(tmp_path / "run", reports[0])) == divided  # who goes on needs the memory, too
     for shared, own in zip(reports[0]["ppo_history"], alone[0]["ppo_history"], strict=True):
         for name in ("score", "kl", "entropy", "finished", "length", "approximate_kl", "clip_fraction"):
             assert shared[name] == pytest.approx(own[name], rel=0.02, abs=0.02), name
@@ -234,6 +237,14 @@ def test_more_processes_than_rows_are_refused_before_anything_is_written(tmp_pat
     with pytest.raises(ValueError, match="start fewer"):
         small_chain(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_models_that_have_parameters_in_common_are_not_divided(monkeypatch):
+    monkeypatch.setattr(engines, "divided", lambda: True)
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="parameters in common"):
+        engines.share(model, torch.nn.Sequential(model))
+    assert model.weight.numel() == 4
 
 
 def test_adapters_and_a_divided_model_are_refused_together(tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def figures_of(stage, parts, between=lambda loop: None):
     loop = toy_ppo(**given) if stage == "ppo" else toy_groups(stage, **given)
     loop.run([lambda _: between(loop)])
     diagnostics = [value for entry in loop.history for name, value in entry._asdict().items() if "seconds" not in name]
-    return diagnostics + [parameter.sum().item() for parameter in loop.policy.parameters()]
+    return diagnostics + [parameter.sum().item() for model in loop.learning for parameter in model.parameters()]
 
 
 @pytest.mark.parametrize("stage", STAGES)

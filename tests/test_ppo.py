@@ -654,6 +654,16 @@ def test_a_score_that_is_no_number_stops_the_run_with_advice_before_any_weight_i
     assert unchanged(run.value_model, before[1])
 
 
+def test_a_loss_that_is_no_number_in_another_process_stops_this_one_too(monkeypatch):
+    run = toy()
+    before = snapshot(run.policy), snapshot(run.value_model)
+    monkeypatch.setattr(policy_training, "average_over_processes_", lambda own: own + math.nan)
+    with pytest.raises(FloatingPointError, match="PPO diverged"):
+        run.run()
+    assert unchanged(run.policy, before[0])
+    assert unchanged(run.value_model, before[1])
+
+
 # --- Replayed text -------------------------------------------------------------------------------
 
 

@@ -55,6 +55,16 @@ def test_a_callback_that_asks_the_model_does_not_leave_it_in_evaluation_mode():
     assert modes == [True, True, True]
 
 
+def test_the_loss_of_one_trained_position_among_two_processes_counts_twice_here_and_not_there(monkeypatch):
+    model, (tokens, targets) = tiny_decoder(), random_batch(0, rows=1)
+    targets[0, 1:] = IGNORED
+    alone = language_model_loss(model, (tokens, targets)).item()
+    monkeypatch.setattr("gptcore.loss.processes", lambda: 2)
+    monkeypatch.setattr("gptcore.loss.average_over_processes_", lambda count: count / 2)  # the other one has none
+    # The mean of two processes, of which the other adds 0, must be the loss of the position.
+    assert language_model_loss(model, (tokens, targets)).item() / 2 == pytest.approx(alone)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_a_batch_read_in_parts_is_learned_as_one_read_whole(preset, parts):

@@ -8,16 +8,6 @@ system lets no process choose (macOS, Windows) nothing changes.
 
 import os
 
-import pytest
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests first (xdist begins with those of most tests): one that began last would leave the other core idle."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    quick = {item.path for item in items if not item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path in quick) + (item.path not in slow))  # all slow, some, none
-
-
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):  # "gw0", "gw1"
     cores = sorted(os.sched_getaffinity(0))  # before torch is imported: it counts them once
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
