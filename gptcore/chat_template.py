@@ -71,7 +71,7 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn]) -> tuple[li
 
     Returns:
         ids, and as many targets, which are the loss mask: the id itself where the assistant speaks (its end
-        token included), `IGNORED` elsewhere. `training.sample_windows` shifts them by one.
+        token included), `IGNORED` elsewhere. Whoever cuts the batches shifts them by one (`recipe.text_batches`).
     """
     ids = [tokenizer.special[END_OF_TEXT]]
     targets = [IGNORED]

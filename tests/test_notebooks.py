@@ -17,6 +17,7 @@ from prepare_notebooks import (
     badge,
     prepare,
     state_cost,
+    state_sums,
 )
 
 from gptcore.costs import expected_seconds, read_costs
@@ -138,6 +139,17 @@ def test_the_first_cell_states_the_measured_cost_on_both_profiles():
     assert "0.1 minutes on a laptop (AVX2), 0.1 with AMX" in state_cost(text, "b", COSTS)
     with pytest.raises(ValueError, match="needs a line"):
         state_cost("# 1", "a", COSTS)
+
+
+def test_the_readme_states_the_sum_and_the_longest_of_the_chapters():
+    rows = "| 0 | 0 | all chapters |\n| 0 | 0 | the longest of them |"
+    assert state_sums(f"before\n{rows}\nafter", COSTS) == (
+        "before\n| 86 | 23 | all chapters |\n| 80 | 20 | the longest of them |\nafter"
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert state_sums(readme, read_costs()) == readme, "run tools/prepare_notebooks.py"
+    with pytest.raises(ValueError, match="needs the rows"):
+        state_sums("| 1 | 2 | the first thirteen chapters |", COSTS)
 
 
 @pytest.mark.parametrize(("unit", "a", "b"), [(1, 20, 3), (4, 80, 6), (2, 40, 3 * 2**0.5), (16, 320, 12)])

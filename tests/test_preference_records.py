@@ -10,6 +10,8 @@ import votes_of_one
 
 from gptcore.files import ASSETS
 
+JUDGES = ["the course's judge", "blind to surprise", f"{over_optimisation.FEW} prompts"]
+
 
 def record(script):
     """What the script has left in the assets."""
@@ -21,7 +23,7 @@ def record(script):
     ("script", "sides", "curves"),
     [
         (ppo_reuse, [str(times) for times in ppo_reuse.USES], "rollouts"),
-        (over_optimisation, ["the course's judge", "blind to surprise", f"{over_optimisation.FEW} prompts"], "curves"),
+        (over_optimisation, [*JUDGES, *over_optimisation.leashed()], "curves"),
         (reward_comparisons, [str(size) for size in reward_comparisons.SIZES], "best"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -42,12 +44,13 @@ def test_the_settings_that_a_chapter_takes_from_a_record_are_those_of_its_script
 
 def test_a_judge_that_is_over_optimised_is_right_in_most_pairs():
     found = record(over_optimisation)
-    assert list(found["judges"]) == list(found["runs"])
+    assert list(found["judges"]) == JUDGES
     for agreements in found["judges"].values():
         assert all(low > 0.5 for _, low, _ in agreements)
     for curves in found["curves"].values():
         assert all(tuple(curve["iterations"]) == over_optimisation.LOOKS for curve in curves)
     assert found["few"] == over_optimisation.FEW
+    assert found["leashed"] == over_optimisation.leashed()
 
 
 def test_the_best_of_one_is_the_mean_answer_whoever_picks_and_belief_never_falls_with_n():

@@ -1,4 +1,4 @@
-"""Write what notebooks have from elsewhere: Colab badge, set-up cell, stated cost, exercises.
+"""Write what notebooks have from elsewhere: Colab badge, set-up cell, stated cost, exercises; and README.md its costs.
 
     python tools/prepare_notebooks.py
 
@@ -93,6 +93,24 @@ def state_cost(text: str, stem: str, costs: dict[str, Any]) -> str:
     )
 
 
+SUMS = re.compile(r"\| [\d,]+ \| [\d,]+ \| all chapters \|\n\| [\d,]+ \| [\d,]+ \| the longest of them \|")
+"""What README.md says about the cost of the chapters."""
+
+
+def state_sums(text: str, costs: dict[str, Any]) -> str:
+    """Put the seconds of all chapters and of the longest, on both profiles, into README.md's text.
+
+    Raises:
+        ValueError: if the text has no place for them.
+    """
+    if not SUMS.search(text):
+        raise ValueError("README.md needs the rows '| 0 | 0 | all chapters |' and '| 0 | 0 | the longest of them |'")
+    of_both = [[cost["seconds"] for cost in costs[name]["chapters"].values()] for name in ("laptop", "AMX")]
+    rows = (("all chapters", sum), ("the longest of them", max))
+    stated = (f"| {' | '.join(f'{total(seconds):,.0f}' for seconds in of_both)} | {name} |" for name, total in rows)
+    return SUMS.sub("\n".join(stated), text)
+
+
 def put_exercises(notebook: nbformat.NotebookNode, chapter: int) -> None:
     """Write a chapter's exercises into its notebook; a cell that is the same as before keeps its output."""
     old = {cell.id: cell for cell in notebook.cells}
@@ -127,7 +145,9 @@ def prepare(path: Path, address: str) -> None:
 
 
 def main() -> None:
-    """Prepare all notebooks."""
+    """Prepare all notebooks, and state in README.md what they cost."""
+    readme = ROOT / "README.md"
+    readme.write_text(state_sums(readme.read_text(encoding="utf-8"), read_costs()), encoding="utf-8")
     address = address_of_repository()
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         prepare(path, address)

@@ -3,6 +3,8 @@
 import math
 from collections import Counter
 from fractions import Fraction
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -111,64 +113,80 @@ def _grams(words: list[str], n: int) -> Counter:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def _matches(candidate: list[str], reference: list[str], n: int) -> tuple[int, int]:
+def _most(references: list[list[str]], n: int) -> Counter:
+    return reduce(or_, (_grams(reference, n) for reference in references))
+
+
+def _matches(candidate: list[str], references: list[list[str]], n: int) -> tuple[int, int]:
     found = _grams(candidate, n)
-    return sum((found & _grams(reference, n)).values()), sum(found.values())
+    return (found & _most(references, n)).total(), found.total()
 
 
 def check_clipped_precision(answer: Answer, fresh: Fresh) -> None:
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog"]
     cases = [
-        (["the"], ["the"], 1),
-        (["the", "the"], ["the"], 1),
-        (["the", "the", "the"], ["the", "cat", "the"], 1),
-        (["a", "cat"], ["the", "cat", "sat"], 1),
-        (["the", "cat", "the", "cat"], ["the", "cat", "sat"], 2),
-        (["cat"], ["the", "cat"], 2),
-        (["a"], ["a"], 3),
-        (["ab", "c"], ["a", "bc"], 2),
+        (["the"], [["the"]], 1),
+        (["the", "the"], [["the"]], 1),
+        (["the", "the", "the"], [["the", "cat"], ["a", "dog", "the", "the"]], 1),
+        (["the", "the", "the"], [["the", "cat"], ["the", "dog"]], 1),
+        (["a", "cat"], [["the", "cat", "sat"]], 1),
+        (["the", "cat", "the", "cat"], [["the", "cat", "sat"]], 2),
+        (["cat"], [["the", "cat"]], 2),
+        (["a"], [["a"], ["a"]], 3),
+        (["ab", "c"], [["a", "bc"]], 2),
+        (["cat", "the", "dog"], [["a", "cat"], ["the", "dog"]], 2),
     ]
     for n in (1, 2, 3):
-        first, second = ([fresh.random.choice(words[:4]) for _ in range(fresh.integer(5, 14))] for _ in range(2))
-        cases.append((first, second, n))
-    for candidate, reference, n in cases:
-        found, expected = _grams(candidate, n), _grams(reference, n)
-        right = _matches(candidate, reference, n)
-        unclipped = sum(count for gram, count in found.items() if gram in expected)
+        texts = [[fresh.random.choice(words[:4]) for _ in range(fresh.integer(5, 14))] for _ in range(4)]
+        cases.append((texts[0], texts[1:], n))
+    for candidate, references, n in cases:
+        found, each, most = _grams(candidate, n), [_grams(r, n) for r in references], _most(references, n)
+        right = _matches(candidate, references, n)
 
         def joined(words: list[str], n: int = n) -> Counter:
             return Counter("".join(words[i : i + n]) for i in range(len(words) - n + 1))
 
-        orders = [_matches(candidate, reference, order) for order in range(1, n + 1)]
+        orders = [_matches(candidate, references, order) for order in range(1, n + 1)]
+        in_one_row = [word for reference in references for word in reference]
         answer.expect(
-            (candidate, reference, n),
+            (candidate, references, n),
             right,
             {
-                "a gram of the candidate counts at most as often as the reference has it; otherwise `the the the` would "
-                "be a perfect translation.": (unclipped, right[1]),
-                "each different gram was counted once, however often it stands in both.": (
-                    len(found.keys() & expected.keys()),
+                "an n-gram of the candidate counts at most as often as a reference has it; otherwise `the the the` "
+                "would be a perfect translation.": (
+                    sum(count for gram, count in found.items() if gram in most),
                     right[1],
                 ),
-                "each different gram was counted once, in both numbers.": (
-                    len(found.keys() & expected.keys()),
+                "the references were added up: an n-gram that stands once in each of two may not count twice. The limit "
+                "is the largest count in any one reference.": ((found & sum(each, Counter())).total(), right[1]),
+                "the references were written one behind the other; that adds them up, and makes n-grams where one ends "
+                "and the next begins.": ((found & _grams(in_one_row, n)).total(), right[1]),
+                "only the first reference was looked at; each n-gram may be found in any of them.": (
+                    _matches(candidate, references[:1], n)
+                ),
+                "each different n-gram was counted once, however often it stands in both.": (
+                    len(found.keys() & most.keys()),
+                    right[1],
+                ),
+                "each different n-gram was counted once, in both numbers.": (
+                    len(found.keys() & most.keys()),
                     len(found),
                 ),
-                "the total counts every gram of the candidate, also one that was there before.": (right[0], len(found)),
-                "the total is that of the candidate, not of the reference: precision asks what share of what was said is "
-                "right.": (right[0], sum(expected.values())),
-                "single words were counted instead of grams of n.": lambda: (
-                    sum((Counter(candidate) & Counter(reference)).values()),
-                    len(candidate),
+                "the total counts every n-gram of the candidate, also one that was there before.": (
+                    right[0],
+                    len(found),
                 ),
-                "a text of k words has k - n + 1 grams of n words, not k.": (right[0], len(candidate)),
-                "a text shorter than n words has no grams at all: the total must not fall below 0.": (
+                "the total is that of the candidate, not of the reference: precision asks what share of what was said is "
+                "right.": Either((right[0], most.total()), (right[0], each[0].total())),
+                "single words were counted instead of n-grams.": lambda: _matches(candidate, references, 1),
+                "a text of k words has k - n + 1 n-grams, not k.": (right[0], len(candidate)),
+                "a text shorter than n words has no n-grams at all: the total must not fall below 0.": (
                     right[0],
                     len(candidate) - n + 1,
                 ),
-                "the words of a gram were joined without a space between them, and then `ab c` and `a bc` look alike; "
-                "use tuples of words.": (sum((joined(candidate) & joined(reference)).values()), right[1]),
-                "the grams of all lengths up to n were counted; wanted are those of exactly n words.": (
+                "the words of an n-gram were joined without a space between them, and then `ab c` and `a bc` look alike; "
+                "use tuples of words.": ((joined(candidate) & reduce(or_, map(joined, references))).total(), right[1]),
+                "n-grams of all lengths up to n were counted; wanted are those of exactly n words.": (
                     sum(matches for matches, _ in orders),
                     sum(total for _, total in orders),
                 ),
@@ -371,31 +389,38 @@ def min_p(probabilities, least):
         minutes=15,
         difficulty=2,
         task="""\
-BLEU's first ingredient: of the n-grams of the candidate (n words in a row), how many does the reference have? Return
-both numbers, the matches and the total, which is 0 for a candidate of fewer than n words. A gram counts at most as often as the reference has it, or `the the the` would be an excellent
-translation of almost anything. Predict by hand: candidate `the the the`, reference `the cat the`, n = 1.""",
+The chapter's BLEU has one reference for each sentence; Papineni's has several, since a sentence can be translated in
+more than one way. Its first ingredient: of the n-grams of the candidate (n words in a row), how many do the references
+have? Return both numbers, the matches and the total, which is 0 for a candidate of fewer than n words. Each n-gram
+counts at most as often as **the one reference that has it most often**: not as often as all of them together. Predict
+by hand: candidate `the the the`, references `the cat` and `a dog the the`, n = 1. And with the references `the cat` and
+`the dog`?""",
         stub='''\
-def clipped_matches(candidate, reference, n):
-    """Matching and all n-grams of the candidate: lists of words to a tuple of two integers."""
+def clipped_matches(candidate, references, n):
+    """Matching and all n-grams of the candidate, a list of words; the references are a list of such lists."""
     ...''',
         demo="""\
-print(clipped_matches(["the", "the", "the"], ["the", "cat", "the"], 1))
-print(clipped_matches(["the", "cat", "the", "cat"], ["the", "cat", "sat"], 2), "(right: (1, 3))")""",
+print(clipped_matches(["the", "the", "the"], [["the", "cat"], ["a", "dog", "the", "the"]], 1))
+print(clipped_matches(["the", "cat", "the", "cat"], [["the", "cat", "sat"]], 2), "(right: (1, 3))")""",
         checker=check_clipped_precision,
         hints=(
-            "`Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))` counts the grams.",
-            "For each gram the smaller of both counts; `Counter & Counter` does just that.",
+            "`Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))` counts n-grams.",
+            "`Counter | Counter` keeps the larger of both counts, `Counter & Counter` the smaller.",
         ),
         solution='''\
 from collections import Counter
 
 
-def clipped_matches(candidate, reference, n):
-    """Matching and all n-grams of the candidate: lists of words to a tuple of two integers."""
-    found, expected = (
-        Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for words in (candidate, reference)
-    )
-    return (found & expected).total(), found.total()''',
+def clipped_matches(candidate, references, n):
+    """Matching and all n-grams of the candidate, a list of words; the references are a list of such lists."""
+
+    def grams(words):
+        return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+    most = Counter()
+    for reference in references:
+        most |= grams(reference)
+    return (grams(candidate) & most).total(), grams(candidate).total()''',
         praise="A measure that can be gamed by repetition will be, by any model that is trained on it; the clip is "
         "there for a reason.",
     ),

@@ -280,8 +280,8 @@ def tokens_read(turns, question, reply):
         minutes=10,
         difficulty=2,
         task="""\
-The chapter's program forgets the oldest turns first. But in the first turn a user often says who he is and what he
-wants, so another program keeps the **first** turn and as many of the **last** turns as fit beside it: one gap, behind
+The chapter's program forgets the oldest turns first. But in the first turn users often say who they are and what they
+want, so another program keeps the **first** turn and as many of the **last** turns as fit beside it: one gap, behind
 the first turn. The window has room for `window` tokens, the new question has `question` of them, and `turns` lists the
 lengths of the earlier turns, the oldest first. Return the places of the turns that are read, counted from 0, in order.
 If the first turn does not fit beside the question, only last turns are kept; if not even the question fits, none.

@@ -457,7 +457,7 @@ def speculate(draft, target, token):
         difficulty=4,
         task="""\
 The scaling law of *Chinchilla* (arXiv 2203.15556): a model of N parameters that reads D tokens reaches the loss
-E + A / N ** alpha + B / D ** beta. Training costs `compute` = 6 N D operations. Derive which N and D give the lowest
+`E + A / N ** alpha + B / D ** beta`. Training costs `compute` = 6 N D operations. Derive which N and D give the lowest
 loss for a budget: put D = compute / (6 N) into the loss and set its derivative by N to zero. (E does not depend on N
 and drops out.) Then predict, for the paper's numbers (the cell), how many tokens a parameter there should be. You may
 also search numerically; 1 % is accurate enough. Budgets from 6e6 on occur: choose the range of the search by the

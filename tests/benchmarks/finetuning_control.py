@@ -9,6 +9,7 @@ replayed documents, which would be pretraining by the back door. Chapter 8 reads
 """
 
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from gptcore.generation import GREEDY, generate
 from gptcore.gold import exact, gold_verdict
 from gptcore.questions import Prompt, fact_prompts
 from gptcore.recipe import Recipe, finetuning_stream, text_batches
-from gptcore.tokenizer import END
+from gptcore.tokenizer import END, END_OF_TEXT
 from gptcore.training import Trainer
 
 STEPS = 1200
@@ -57,8 +58,17 @@ def known() -> dict[str, list[Prompt]]:
     return groups
 
 
+def holds_value(prompt: Prompt, answer: str) -> bool:
+    """Whether an answer that is no refusal holds the value asked for, whatever it names: held-out names it never wrote."""
+    assert prompt.entity
+    assert prompt.relation
+    value = re.escape(prompt.entity.facts[prompt.relation][prompt.language])
+    said = re.search(rf"(?<![A-Za-z0-9]){value}s?(?![A-Za-z0-9])", answer) is not None
+    return said and not gold_verdict(prompt, answer).refused
+
+
 def control(seed: int) -> Measurement:
-    """Train from random weights; shares of right answers by group and relation, of answers that stop, and of refusals."""
+    """Train from random weights; shares of right answers and values by group and relation, of answers that stop, and of refusals."""
     base, tokenizer = load_stage("base")
     recipe = replace(Recipe(), replayed=0.0)
     stream = finetuning_stream(tokenizer, recipe, STEPS, seed)
@@ -66,7 +76,7 @@ def control(seed: int) -> Measurement:
     model = Decoder(base.config).to(base.device)
     start = time.perf_counter()
     config = replace(recipe.pretraining, steps=STEPS, seed=seed)
-    Trainer(model, text_batches(stream, recipe, seed), config).run()
+    Trainer(model, text_batches(stream, recipe, seed, tokenizer.special[END_OF_TEXT]), config).run()
     figures = {"seconds": time.perf_counter() - start}
 
     def answered(prompts: list[Prompt]) -> list[tuple[Prompt, str, bool]]:
@@ -82,8 +92,11 @@ def control(seed: int) -> Measurement:
         if group.startswith("held-out"):
             held_out += answers
     for relation in dict.fromkeys(prompt.relation for prompt, _, _ in held_out):
-        figures[f"right: {relation}"] = mean([exact(p, text) for p, text, _ in held_out if p.relation == relation])
+        asked = [(p, text) for p, text, _ in held_out if p.relation == relation]
+        figures[f"right: {relation}"] = mean([exact(*pair) for pair in asked])
+        figures[f"value: {relation}"] = mean([holds_value(*pair) for pair in asked])
     figures["right"] = mean([exact(prompt, text) for prompt, text, _ in held_out])
+    figures["value"] = mean([holds_value(prompt, text) for prompt, text, _ in held_out])
     figures["stops"] = mean([ended for _, _, ended in held_out])
     figures["refuses known"] = mean([gold_verdict(prompt, text).refused for prompt, text, _ in held_out])
     unknown = answered(exam("validation")["unknown"])

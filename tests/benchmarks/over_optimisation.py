@@ -1,13 +1,14 @@
-"""PPO with no KL under judges that are right in most pairs: how far do the judge's grade and the truth rise together?
+"""PPO under judges that are right in most pairs, without KL and with: how far do the judge's grade and the truth rise together?
 
     python tests/benchmarks/over_optimisation.py [--repeats 3] [--out assets/benchmarks]
 
 Three kinds of judge: the course's; one that learned from as many votes but is not shown the answer's surprise, and so can
-hardly tell a true sentence from a false one; and one of few votes. A repeat is another seed: of the ballots, where the judge
-is not the course's, and of PPO. Chapter 10 shows the record and makes one of the runs itself.
+hardly tell a true sentence from a false one; and one of few votes. Under the second, PPO is run on two leashes as well. A
+repeat is another seed: of the ballots, where the judge is not the course's, and of PPO. Chapter 10 shows the record and makes one of the runs itself.
 """
 
 import copy
+import functools
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,6 +43,8 @@ SETTINGS = {
     "kl_coefficient": 0.0,
 }
 """What differs from the chain's recipe; pretraining text is not replayed."""
+LEASHES = (0.1, 0.5)
+"""Prices of the KL that the blind judges' policies pay in further runs; the chain's is 0.02."""
 QUESTIONS = 300
 LOOKS = (0, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 """After how many iterations a policy answers all questions."""
@@ -63,6 +66,11 @@ def train_on_few(sft: Decoder, tokenizer: Tokenizer, seed: int) -> RewardModel:
     return train_reward_model(sft, tokenizer, ballots, replace(recipe.reward, steps=24, seed=seed))
 
 
+def leashed() -> dict[str, float]:
+    """The runs under blind judges in which the KL has a price, and the price."""
+    return {f"blind, KL at {price}": price for price in LEASHES}
+
+
 def main() -> None:
     """Train the judges, run PPO under each, print and write."""
     options = arguments(__doc__, repeats=3).parse_args()
@@ -73,11 +81,12 @@ def main() -> None:
     curves: dict[str, list[dict[str, list[float]]]] = {}
     agreements: dict[str, list[list[float]]] = {}
 
-    def obeying(name: str, judge_of: Callable[[int], RewardModel]) -> Callable[[int], Measurement]:
+    def obeying(name: str, judge_of: Callable[[int], RewardModel], price: float = 0.0) -> Callable[[int], Measurement]:
         def run(seed: int) -> Measurement:
             judge, policy = judge_of(seed), copy.deepcopy(sft)
-            right = share(pair_accuracy(judge, tokenizer, ballots))
-            agreements.setdefault(name, []).append([right.value, right.low, right.high])
+            if not price:  # those on a leash obey judges that were weighed before
+                right = share(pair_accuracy(judge, tokenizer, ballots))
+                agreements.setdefault(name, []).append([right.value, right.low, right.high])
             curve: dict[str, list[float]] = {}
             first: list[float] = []
 
@@ -109,7 +118,7 @@ def main() -> None:
                     look(entry.iteration + 1)
 
             look(0)
-            config = replace(Recipe().ppo, **SETTINGS, seed=seed)
+            config = replace(Recipe().ppo, **SETTINGS | {"kl_coefficient": price}, seed=seed)
             PPO(policy, copy.deepcopy(sft), judge, tokenizer, PromptSource("train"), config).run([after])
             curves.setdefault(name, []).append(curve)
             grade, gold = curve["grade"], curve["gold"]
@@ -118,13 +127,16 @@ def main() -> None:
 
         return run
 
-    sides: dict[str, Callable[[int], RewardModel]] = {
+    blind = functools.cache(lambda seed: train_as_the_chain(sft, tokenizer, seed))
+    judges: dict[str, Callable[[int], RewardModel]] = {
         "the course's judge": lambda _: reward_model,
-        "blind to surprise": lambda seed: train_as_the_chain(sft, tokenizer, seed),
+        "blind to surprise": blind,
         f"{FEW} prompts": lambda seed: train_on_few(sft, tokenizer, seed),
     }
-    runs = alternate({name: obeying(name, judge_of) for name, judge_of in sides.items()}, options.repeats)
-    known = {"judges": agreements, "settings": SETTINGS, "few": FEW, "questions": QUESTIONS}
+    sides = {name: obeying(name, judge_of) for name, judge_of in judges.items()}
+    sides |= {name: obeying(name, blind, price) for name, price in leashed().items()}
+    runs = alternate(sides, options.repeats)
+    known = {"judges": agreements, "leashed": leashed(), "settings": SETTINGS, "few": FEW, "questions": QUESTIONS}
     report("over_optimisation", runs, options.out, curves=curves, **known)
 
 

@@ -13,8 +13,11 @@ def by_luck(only_a, only_b, agree):
 _MATCHES = """
 from collections import Counter
 
-def clipped_matches(candidate, reference, n):
-    a, b = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, reference))
+def clipped_matches(candidate, references, n):
+    a, *all_of_them = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, *references))
+    b = Counter()
+    for other in all_of_them:
+        b |= other
     return (a & b).total(), a.total()
 """
 
@@ -130,50 +133,39 @@ def min_p(probabilities, least):
     "7.3": Answers(
         right=[
             """
-def clipped_matches(candidate, reference, n):
-    left = [" ".join(reference[i : i + n]) for i in range(len(reference) - n + 1)]
-    matches = total = 0
-    for i in range(len(candidate) - n + 1):
-        gram = " ".join(candidate[i : i + n])
-        total += 1
-        if gram in left:
-            left.remove(gram)  # each can be used once
-            matches += 1
-    return [matches, total]
+def clipped_matches(candidate, references, n):
+    grams = [" ".join(candidate[i : i + n]) for i in range(len(candidate) - n + 1)]
+    matches = 0
+    for gram in set(grams):
+        in_each = [[" ".join(r[i : i + n]) for i in range(len(r) - n + 1)].count(gram) for r in references]
+        matches += min(grams.count(gram), max(in_each))
+    return [matches, len(grams)]
 """
         ],
         wrong={
-            "at most as often as the reference": """
-def clipped_matches(candidate, reference, n):
+            "at most as often as a reference": """
+def clipped_matches(candidate, references, n):
     grams = [tuple(candidate[i : i + n]) for i in range(len(candidate) - n + 1)]
-    there = {tuple(reference[i : i + n]) for i in range(len(reference) - n + 1)}
+    there = {tuple(r[i : i + n]) for r in references for i in range(len(r) - n + 1)}
     return sum(g in there for g in grams), len(grams)
 """,
+            "were added up": _MATCHES.replace("b |= other", "b += other"),
+            "one behind the other": _MATCHES.replace("*references)", "sum(references, []))"),
+            "only the first reference": _MATCHES.replace("*references)", "references[0])"),
             "counted once, in both": """
-def clipped_matches(candidate, reference, n):
-    a, b = ({tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (candidate, reference))
-    return len(a & b), len(a)
+def clipped_matches(candidate, references, n):
+    a, *others = ({tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (candidate, *references))
+    return len(a & set().union(*others)), len(a)
 """,
-            "not of the reference": """
-from collections import Counter
-
-def clipped_matches(candidate, reference, n):
-    a, b = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (candidate, reference))
-    return (a & b).total(), b.total()
-""",
+            "not of the reference": _MATCHES.replace("a.total()", "b.total()"),
             "must not fall below 0": _MATCHES.replace("a.total()", "len(candidate) - n + 1"),
             "joined without a space": _MATCHES.replace("tuple(w[i : i + n])", "''.join(w[i : i + n])"),
-            "grams of all lengths": _MATCHES.replace(
+            "n-grams of all lengths": _MATCHES.replace(
                 "Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1))",
                 "Counter(tuple(w[i : i + k]) for k in range(1, n + 1) for i in range(len(w) - k + 1))",
             ),
             "one that was there before": _MATCHES.replace("a.total()", "len(a)"),
-            "single words were counted": """
-from collections import Counter
-
-def clipped_matches(candidate, reference, n):
-    return (Counter(candidate) & Counter(reference)).total(), len(candidate)
-""",
+            "single words were counted": _MATCHES.replace("    a, *all", "    n = 1\n    a, *all"),
         },
     ),
     "7.4": Answers(
