@@ -294,7 +294,7 @@ EXERCISES = (
 So as to waste no space, training often puts two short texts one after the other in a row of $T$ tokens, here $T / 2$
 tokens each ($T$ is even). A token may look at itself and at the earlier tokens **of its own text**. How many of the
 $T \\times T$ scores are allowed? Predict it first for $T = 6$, on paper. Then write the number for any even $T$ as a
-formula; the last lines count it.""",
+formula; the last lines count it for $T = 6$.""",
         stub='''\
 def allowed_pairs(T):
     """How many pairs of query and key are allowed in two texts of T / 2 tokens each, one after the other."""

@@ -321,7 +321,7 @@ EXERCISES = (
 The plain feed-forward part has two matrices between `C` and `4 C` features, the gated one three between `C` and `h`.
 Derive which `h` gives both the same number of weights, biases left out. Round it to the nearest multiple of
 `multiple`, since hardware likes round numbers. Predict it by hand for the widths 128 and 160 and multiples of 32; the
-last lines ask gptcore.""",
+last lines ask gptcore as soon as your function returns a number.""",
         stub='''\
 def gated_width(C, multiple):
     """Inner width of a gated feed-forward part that weighs as much as a plain one of inner width 4 C."""
@@ -330,7 +330,8 @@ def gated_width(C, multiple):
 from gptcore.decoder import DecoderConfig
 
 for C in (128, 160):
-    print(C, "yours:", gated_width(C, 32), "  gptcore's:", DecoderConfig(100, width=C, heads=1).feed_forward_width)""",
+    if (yours := gated_width(C, 32)) is not None:
+        print(C, "yours:", yours, "  gptcore's:", DecoderConfig(100, width=C, heads=1).feed_forward_width)""",
         checker=check_gated_width,
         hints=("2 x C x 4 C weights on one side, 3 x C x h on the other.", "`round(x / multiple) * multiple`."),
         solution='''\
@@ -382,7 +383,7 @@ def deepest(V, T, C, budget):
         task="""\
 A decoder layer in miniature: `mix`, `(T, T)`, stands for attention (each row says what a position takes from all), `up`
 and `down` make the feed-forward part. The layer works and even trains. But the last lines show something odd: make
-the input a hundred times larger, and the output is the same. What earlier layers have written into the stream is
+the input a hundred times larger, and the output hardly changes. What earlier layers have written into the stream is
 rescaled, layer after layer, and the gradient's short cut is gone. Find the two lines that do it, and repair them.""",
         stub='''\
 import torch
@@ -467,7 +468,7 @@ def fold_norm(scale, shift, weight, bias):
         difficulty=5,
         task="""\
 Write the whole forward pass of GPT-2 as one function, without a class and without `torch.nn` modules. `weights` is a
-dictionary with the names of gptcore's `gpt2` preset: `embedding.weight` `(V, C)`, `positions.weight`,
+dictionary with the names of gptcore's `gpt2` preset: `embedding.weight` `(V, C)`, `positions.weight` `(T_max, C)`,
 `norm.weight` and `norm.bias` for the last norm, and for each layer i, after `layers.i.`: `attention_norm`,
 `attention.query`, `.key`, `.value`, `.output`, `feed_forward_norm`, `feed_forward.up`, `feed_forward.down`, each with
 `.weight` and `.bias`; linear weights are stored `(outputs, inputs)`. The head is the embedding. GELU is the `tanh`

@@ -322,7 +322,7 @@ def root_schedule(step, warmup):
     ),
     Exercise(
         number="6.2",
-        title="Find the bug: a limit for the wrong gradient",
+        title="Find the bug: a step that depends on the scale",
         minutes=6,
         difficulty=2,
         task="""\

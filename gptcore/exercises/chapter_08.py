@@ -390,8 +390,7 @@ some_weight, some_down, some_up, some_x = (torch.randn(shape, generator=generato
 merged = merge_lora(some_weight, some_down, some_up, 16)
 if merged is not None:
     print(merged @ some_x)
-    print(some_weight @ some_x + 16 / 2 * some_up @ (some_down @ some_x), "(right: twice the same)")
-    print("share of the numbers:", 2 * 4 * 768 / 768**2)""",
+    print(some_weight @ some_x + 16 / 2 * some_up @ (some_down @ some_x), "(right: twice the same)")""",
         checker=check_merge_lora,
         hints=(
             "Matrix products may be bracketed as one likes: up @ (down @ x) = (up @ down) @ x.",

@@ -373,7 +373,7 @@ import math
 def best_accuracy(gaps, sharpness):
     """Expected share of votes with which a perfect judge agrees."""
     ...''',
-        demo='print(best_accuracy([0.0, 0.0], 6.0), best_accuracy([0.2, -0.5, 0.05], 6.0), "(right: 0.5, 0.765)")',
+        demo='print(best_accuracy([0.0, 0.0], 6.0), best_accuracy([0.2, -0.5, 0.05], 6.0), "(right: the second is 0.765)")',
         checker=check_best_accuracy,
         hints=(
             "The perfect judge names the better answer of each pair. How probable is it that the voter does, too?",

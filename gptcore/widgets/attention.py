@@ -12,7 +12,7 @@ import traitlets
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gptcore.attention import rotary_angles, rotate
+from gptcore.attention import causal_mask, rotary_angles, rotate
 from gptcore.chat_template import encode_prompt
 from gptcore.corpus import encode_document
 from gptcore.decoder import Decoder
@@ -154,6 +154,7 @@ class AttentionExplorer(View):
         """All heads, each as a small matrix of weights."""
         layers, heads, T = self.data["layers"], self.data["heads"], len(self.data["ids"])
         weights = torch.frombuffer(bytearray(self.maps), dtype=torch.float32).view(3, layers, heads, T, T)[0]
+        weights = weights.masked_fill(~causal_mask(T), math.nan)  # what is forbidden is no weight of zero
 
         def draw(figure: Figure) -> None:
             panels = figure.subplots(layers, heads, squeeze=False)
@@ -162,10 +163,12 @@ class AttentionExplorer(View):
                 for head in range(heads):
                     axes = panels[layer][head]
                     axes.imshow(weights[layer, head].numpy(), cmap="viridis", vmin=0, vmax=1)
-                    axes.set_title(f"layer {layer}, head {head}", fontsize=7)
+                    axes.set_facecolor("lightgrey")
+                    axes.set_title(f"layer {layer}, head {head}", fontsize=8)
                     axes.set_xticks([])
                     axes.set_yticks(range(T) if head == 0 and T <= 16 else [], names if head == 0 and T <= 16 else [])
-                    axes.tick_params(labelsize=6)
-            figure.suptitle("Attention weights: each row is a token, and shows which tokens it looks at", fontsize=9)
+                    axes.tick_params(labelsize=8)
+            what = "Attention weights, from 0 (dark) to 1 (bright): each row is a token, and shows which tokens it looks at"
+            figure.suptitle(what, fontsize=9)
 
-        return picture(draw, 9, 1.7 * layers + 0.4)
+        return picture(draw, 11, 2 * layers + 0.4)
