@@ -6,11 +6,14 @@ import re
 
 import common
 import decoder_parts
+import finetuning_control
 import nbformat
 import pytest
 import training_tricks
 
+from gptcore.atlas import entities
 from gptcore.files import ASSETS
+from gptcore.questions import fact_prompt
 
 CHAPTERS = pytest.mark.parametrize(
     ("chapter", "script", "trains", "cells"),
@@ -81,3 +84,20 @@ def test_cells_are_run_in_the_order_asked_for_and_find_what_earlier_ones_left(tm
     assert names["seen"] == ["second", "first", "second"]
     with pytest.raises(ValueError, match="07_short.ipynb has no code cell 'third': was it renamed?"):
         common.run_cells("07", ["third"], names)
+
+
+@pytest.mark.parametrize(
+    ("name", "relation", "answer", "held"),
+    [
+        ("Peru", "capital", "The capital of Chile is Lima.", True),  # whatever it names
+        ("Peru", "capital", "Lima", True),
+        ("Peru", "capital", "The capital of Peru is Limassol.", False),
+        ("Uranus", "planet_kind", "Mars is one of the ice giants.", True),
+        ("iodine", "symbol", "I am sorry, I do not know that element.", False),  # "I" is its symbol
+        ("iodine", "symbol", "The symbol of gold is I.", True),
+        ("spider", "legs", "The ant has 18 legs.", False),
+    ],
+)
+def test_the_control_gets_a_point_for_the_value_alone(name, relation, answer, held):
+    entity = next(entity for entity in entities() if entity.names["en"] == name)
+    assert finetuning_control.holds_value(fact_prompt(entity, relation, "en", "?"), answer) == held

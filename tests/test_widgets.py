@@ -11,8 +11,10 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from gptcore.attention import causal_mask
@@ -292,6 +294,24 @@ def test_the_explorer_sends_numbers_for_the_tokens_that_it_names(tokenizer):
     assert len(view.maps) == 3 * 2 * 4 * T * T * 4
     maps = torch.frombuffer(bytearray(view.maps), dtype=torch.float32).view(3, 2, 4, T, T)
     assert torch.allclose(maps[:2].sum(dim=-1), torch.ones(()))
+
+
+def test_the_still_picture_leaves_blank_what_the_mask_forbids(tokenizer, monkeypatch):
+    panels = []
+
+    def keep(draw, *_):
+        draw(figure := Figure())
+        panels.extend(axes.images[0].get_array() for axes in figure.axes)
+        return b""
+
+    monkeypatch.setattr(attention, "picture", keep)
+    view = AttentionExplorer(decoder(tokenizer), tokenizer, "the capital")
+    view.static_picture()
+    T = len(view.data["tokens"])
+    assert len(panels) == 2 * 4
+    for panel in panels:
+        blank = torch.from_numpy(np.ma.getmaskarray(panel))
+        assert torch.equal(blank, torch.ones(T, T).triu(1).bool())
 
 
 def test_a_long_text_is_cut_and_says_so(tokenizer):

@@ -211,10 +211,9 @@ def attention_parameters(C, H, G):
         difficulty=1,
         task="""\
 Every head has given its output, a list of `H` tensors `(B, T, D)`. They shall be put side by side, `(B, T, H * D)`,
-for the output projection. The function below does it in a way that was copied from project to project. The shape
-is right, so nothing complains. The last lines number each entry with three
-digits, position, head and feature: a row should hold the numbers of one position only. Find out what happens, and
-repair it.""",
+for the output projection. The function below does it in a way that was copied from project to project. The shape is
+right, so nothing complains. The last lines number each entry with three digits, position, head and feature: a row
+should hold the numbers of one position only. Find out what happens, and repair it.""",
         stub='''\
 import torch
 
