@@ -243,7 +243,7 @@ EXERCISES = (
         task="""\
 A model that knows nothing gives each of `V` tokens the same probability. Which loss, in nats, does it start with, and which
 perplexity? The perplexity is e to the loss: among how many tokens the model hesitates. Predict both for V = 100,000
-before you let the function tell you. If a run of your own begins far from it, look for a mistake first.""",
+before you let the function tell you. If a run of your own begins far from this loss, look for a mistake first.""",
         stub='''\
 import math
 
@@ -387,11 +387,11 @@ def frequency_loss(tokens, V):
         minutes=30,
         difficulty=3,
         task="""\
-The smallest language model that looks at its context sees one token: the probability of the next one given the last, counted in the
-training text. Give each pair `add` counts more than it had, so that a pair that was never seen is not impossible.
-Return the mean loss in nats over all tokens of the test text except the first, each predicted from the token before
-it. Afterwards try it on real text: which `add` is best, and how far below the frequencies of 5.4 does one token of
-context bring you?""",
+The smallest language model that looks at its context sees one token: the probability of the next one given the last,
+counted in the training text. Give each pair `add` counts more than it had, so that a pair that was never seen is not
+impossible. Return the mean loss in nats over all tokens of the test text except the first, each predicted from the
+token before it. Afterwards try it on real text: which `add` is best, and how far below the frequencies of 5.4 does one
+token of context bring you?""",
         stub='''\
 import torch
 

@@ -392,7 +392,7 @@ def min_p(probabilities, least):
 The chapter's BLEU has one reference for each sentence; Papineni's has several, since a sentence can be translated in
 more than one way. Its first ingredient: of the n-grams of the candidate (n words in a row), how many do the references
 have? Return both numbers, the matches and the total, which is 0 for a candidate of fewer than n words. Each n-gram
-counts at most as often as **the one reference that has it most often**: not as often as all of them together. Predict
+counts at most as often as it stands in **the one reference that has it most often**, not in all of them together. Predict
 by hand: candidate `the the the`, references `the cat` and `a dog the the`, n = 1. And with the references `the cat` and
 `the dog`?""",
         stub='''\
