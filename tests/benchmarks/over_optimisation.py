@@ -2,9 +2,10 @@
 
     python tests/benchmarks/over_optimisation.py [--repeats 3] [--out assets/benchmarks]
 
-Three kinds of judge: the course's; one that learned from as many votes but is not shown the answer's surprise, and so can
-hardly tell a true sentence from a false one; and one of few votes. Under the second, PPO is run on two leashes as well. A
-repeat is another seed: of the ballots, where the judge is not the course's, and of PPO. Chapter 10 shows the record and makes one of the runs itself.
+Three kinds of judge: the course's; one that learned from as many votes but is not shown the answer's surprise, and
+so can hardly tell a true sentence from a false one; and one of few votes. Under the second, PPO is run on two
+leashes as well. A repeat is another seed: of the ballots, where the judge is not the course's, and of PPO. Chapter
+10 shows the record and makes one of the runs itself.
 """
 
 import copy
