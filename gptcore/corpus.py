@@ -32,8 +32,7 @@ def pretraining_documents(seed: int, untold: int = 1) -> Iterator[str]:
         untold: how many times as often as others each round takes the entities of which no conversation tells.
     """
     rng = random.Random(f"pretraining {seed}")
-    parts = split_entities()
-    known = [entity for name in KNOWN for entity in parts[name] * (1 if name == "train" else untold)]
+    known = _known(untold)
     while True:
         documents = []
         for entity in known:
@@ -57,6 +56,37 @@ def pretraining_documents(seed: int, untold: int = 1) -> Iterator[str]:
         documents += [_talk(known, rng) for _ in range(len(documents) // 30)]
         rng.shuffle(documents)
         yield from documents
+
+
+def documents_of_several(seed: int, untold: int = 1) -> Iterator[str]:
+    """Endless plain text that goes from one thing to another of its kind, and sometimes back.
+
+    Who has only read texts with one subject takes the first name of a conversation for the subject of all of it.
+
+    Args:
+        seed: equal seeds, equal texts.
+        untold: how many times as often as others the entities come of which no conversation tells.
+    """
+    rng = random.Random(f"several {seed}")
+    known = _known(untold)
+    kinds = {entity.kind: [other for other in known if other.kind == entity.kind] for entity in known}
+    while True:
+        language, entity = rng.choice(LANGUAGES), rng.choice(known)
+        pieces = []
+        for _ in range(rng.choice((2, 2, 3, 3, 4))):
+            if entity.kind == "arithmetic" or rng.random() < 0.75:
+                pieces.append(_section(entity, rng.choice(list(entity.facts)), language, rng))
+            else:
+                pieces.append(_mention(entity, language, rng))
+            if rng.random() < 0.75:
+                entity = rng.choice(kinds[entity.kind])
+        yield join(pieces, language)
+
+
+def _known(untold: int) -> list[Entity]:
+    """The entities of the texts, those of which no conversation tells so many times."""
+    parts = split_entities()
+    return [entity for name in KNOWN for entity in parts[name] * (1 if name == "train" else untold)]
 
 
 def _paragraph(entity: Entity, language: Language, rng: random.Random) -> str:

@@ -81,13 +81,21 @@ class PromptSource:
             template = rng.choice(other_wordings("translate", f"to_{language}", part=part))
             return translate_prompt(entity, relation, language, template)
         if relation:
-            if self.as_typed and rng.random() >= CLEAN:
-                return self._typed_fact(entity, relation, language, rng)
-            prompt = fact_prompt(entity, relation, language, rng.choice(question_wordings(relation, language, part)))
-        else:
-            template = rng.choice(other_wordings("about", entity.kind, language, part=part))
-            prompt = about_prompt(entity, language, template)
-        return replace(prompt, question=as_people_type(prompt.question, language, rng)) if self.as_typed else prompt
+            return self.ask_fact(entity, relation, language, rng)
+        template = rng.choice(other_wordings("about", entity.kind, language, part=part))
+        return self._as_asked(about_prompt(entity, language, template), rng)
+
+    def ask_fact(self, entity: Entity, relation: str, language: Language, rng: random.Random) -> Prompt:
+        """A question about a fact that is whole in itself, in any of the source's wordings."""
+        if self.as_typed and rng.random() >= CLEAN:
+            return self._typed_fact(entity, relation, language, rng)
+        template = rng.choice(question_wordings(relation, language, self.wording_part))
+        return self._as_asked(fact_prompt(entity, relation, language, template), rng)
+
+    def _as_asked(self, prompt: Prompt, rng: random.Random) -> Prompt:
+        if not self.as_typed:
+            return prompt
+        return replace(prompt, question=as_people_type(prompt.question, prompt.language, rng))
 
     def _typed_fact(self, entity: Entity, relation: str, language: Language, rng: random.Random) -> Prompt:
         """A question about a fact as somebody typed it: plain, yes or no, either or, or for the name that has a value."""
@@ -212,13 +220,15 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
         last, entity = subjects[-1], subjects[-1].entity
         assert entity is not None
         others = [relation for relation in entity.facts if relation != last.relation]
-        if draw < 0.25 and others:  # another fact about the same
+        if draw < 0.20 and (peers := _peers(entity, source, rng)):  # whole in itself, about another of its kind
+            peer = rng.choice(peers)
+            return source.ask_fact(peer, rng.choice(list(peer.facts)), language, rng)
+        if draw < 0.40 and others:  # another fact about the same
             relation = rng.choice(others)
             text = rng.choice(messages()["followups"][relation][language])
             return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-        if draw < 0.40:  # the same about another
-            group = source.unknown if rng.random() < 0.15 else source.known
-            peers = [e for e in group if e.kind == entity.kind and (not last.relation or last.relation in e.facts)]
+        if draw < 0.52:  # the same about another
+            peers = [p for p in _peers(entity, source, rng) if not last.relation or last.relation in p.facts]
             if peers:
                 peer = rng.choice(peers)
                 asked = peer.kind if peer.kind != "arithmetic" else next(iter(peer.facts))
@@ -230,7 +240,7 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 else:
                     prompt = about_prompt(peer, language, "?")
                 return replace(prompt, question=carelessly(text, language, rng))
-        if draw < 0.46 and len(subjects) > 1:  # back to an earlier one
+        if draw < 0.57 and len(subjects) > 1:  # back to an earlier one
             entity = rng.choice(subjects[:-1]).entity
             assert entity is not None
             relation = rng.choice(list(entity.facts))
@@ -239,9 +249,15 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 template = rng.choice([t for t in templates if entity.inflected or "{names}" not in t])
                 text = fill_message(entity, template, language, rng)
                 return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-    if draw < 0.60:
+    if draw < 0.68:
         return source.small_talk(rng.choice(("reaction", "reaction", "thanks")), language, rng)
     while True:  # something else, whole in itself: a conversation is no reason to read what is asked less closely
         prompt = source.draw(rng)
         if prompt.language == language or prompt.task == "translate":
             return prompt
+
+
+def _peers(entity: Entity, source: PromptSource, rng: random.Random) -> list[Entity]:
+    """Others of its kind, sometimes such as must not be known."""
+    group = source.unknown if rng.random() < 0.15 else source.known
+    return [peer for peer in group if peer.kind == entity.kind and peer is not entity]

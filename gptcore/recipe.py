@@ -8,6 +8,7 @@ how often, stands with the writers: `finetuning.STYLES`, `prompts.TASKS` and `GR
 """
 
 import bisect
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gptcore.checks import numbers, whole_numbers
-from gptcore.corpus import names_in_all_forms, pretraining_documents, with_leading_space
+from gptcore.corpus import documents_of_several, names_in_all_forms, pretraining_documents, with_leading_space
 from gptcore.decoder import DecoderConfig
 from gptcore.finetuning import demonstrations, pack
 from gptcore.messages import nameless_messages, simplified_characters
@@ -164,18 +165,26 @@ def text_batches(
 UNTOLD = 4
 """How many times as often as others the replayed texts are about things that no conversation tells of: what conversations
 ask for they keep alive themselves."""
+SEVERAL = 0.12
+"""Share of the replayed texts that go from one thing to another, as conversations do."""
+
+
+def replayed_documents(seed: int) -> Iterator[str]:
+    """Endless text against forgetting: pretraining's, with more about what is not asked, and some about several things."""
+    rng = random.Random(f"replayed {seed}")
+    of_one, of_several = pretraining_documents(seed, UNTOLD), documents_of_several(seed, UNTOLD)
+    while True:
+        yield next(of_several if rng.random() < SEVERAL else of_one)
 
 
 def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, Tensor]:
     """Conversations and replayed documents for that many steps; each is met once."""
     count = steps * recipe.batch_size * recipe.decoder.context_length
-    documents = pretraining_documents(seed + 1, UNTOLD)
-    return pack(tokenizer, demonstrations(seed), documents, recipe.replayed, count, seed)
+    return pack(tokenizer, demonstrations(seed), replayed_documents(seed + 1), recipe.replayed, count, seed)
 
 
 def replay_batches(tokenizer: Tokenizer, recipe: Recipe, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Small batches of what was learned before, texts and conversations, to be mixed into later stages against forgetting."""
-    documents = pretraining_documents(seed + 2, UNTOLD)
-    stream = pack(tokenizer, demonstrations(seed + 2), documents, recipe.replayed, 200_000, seed)
+    stream = pack(tokenizer, demonstrations(seed + 2), replayed_documents(seed + 2), recipe.replayed, 200_000, seed)
     rows = replace(recipe, batch_size=max(1, recipe.batch_size // 4))
     return text_batches(stream, rows, seed, tokenizer.special[END_OF_TEXT])
