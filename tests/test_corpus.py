@@ -36,7 +36,13 @@ from gptcore.atlas import (
     wordings,
 )
 from gptcore.checkpoint import load_stage
-from gptcore.corpus import names_in_all_forms, pretraining_documents, read_text, with_leading_space
+from gptcore.corpus import (
+    documents_of_several,
+    names_in_all_forms,
+    pretraining_documents,
+    read_text,
+    with_leading_space,
+)
 from gptcore.messages import nameless_messages
 from gptcore.questions import (
     about_prompts,
@@ -47,7 +53,7 @@ from gptcore.questions import (
     talk_prompts,
     translate_prompts,
 )
-from gptcore.recipe import LISTINGS, SHOUTED, Recipe, finetuning_stream, tokenizer_texts
+from gptcore.recipe import LISTINGS, SEVERAL, SHOUTED, Recipe, finetuning_stream, replayed_documents, tokenizer_texts
 
 WORDINGS = ("train", "validation", "test")
 
@@ -509,22 +515,24 @@ def test_mentions_as_judged_by_hand(name, text, expected):
 # --- Pretraining text ----------------------------------------------------------------------------
 
 
-def test_equal_seeds_give_equal_documents_and_others_give_others():
-    assert list(itertools.islice(pretraining_documents(4), 200)) == list(
-        itertools.islice(pretraining_documents(4), 200)
-    )
-    assert documents(0, ENOUGH)[:200] != tuple(itertools.islice(pretraining_documents(1), 200))
+@pytest.mark.parametrize("write", [pretraining_documents, documents_of_several])
+def test_equal_seeds_give_equal_documents_and_others_give_others(write):
+    first = list(itertools.islice(write(4), 200))
+    assert list(itertools.islice(write(4), 200)) == first
+    assert list(itertools.islice(write(5), 200)) != first
 
 
-def test_the_order_of_documents_does_not_depend_on_pythons_own_random_state():
+@pytest.mark.parametrize("write", [pretraining_documents, documents_of_several])
+def test_the_order_of_documents_does_not_depend_on_pythons_own_random_state(write):
     random.seed(1)
-    first = list(itertools.islice(pretraining_documents(4), 50))
+    first = list(itertools.islice(write(4), 50))
     random.seed(2)
-    assert list(itertools.islice(pretraining_documents(4), 50)) == first
+    assert list(itertools.islice(write(4), 50)) == first
 
 
-def test_unknown_entities_are_in_no_pretraining_document():
-    text = "\n".join(dict.fromkeys(documents(0, ENOUGH)))
+@pytest.mark.parametrize("write", [pretraining_documents, documents_of_several])
+def test_unknown_entities_are_in_no_pretraining_document(write):
+    text = "\n".join(dict.fromkeys(itertools.islice(write(0), ENOUGH)))
     words = f" {''.join(c if c.isalnum() else ' ' for c in text)} ".lower()  # once, not for each name
     for part in UNKNOWN:
         for entity in split_entities()[part]:
@@ -534,6 +542,21 @@ def test_unknown_entities_are_in_no_pretraining_document():
                 assert not mentions(text, entity), entity.names
             else:
                 assert entity.names["zh"] not in text, entity.names
+
+
+def test_a_text_of_several_goes_from_one_thing_to_another_of_its_kind_in_one_language():
+    countries = {e for part in KNOWN for e in split_entities()[part] if e.kind == "country"}
+    animals = {e for part in KNOWN for e in split_entities()[part] if e.kind == "animal"}
+    sentences = {country.sentence("capital", language): country for country in countries for language in LANGUAGES}
+    told = []
+    for text in itertools.islice(documents_of_several(0), 3000):
+        named = {country for sentence, country in sentences.items() if sentence in text}
+        if named:
+            told.append(len(named))
+            assert not any(e.sentence("legs", language) in text for e in animals for language in LANGUAGES)
+            assert bool(re.search("[\u4e00-\u9fff]", text)) == ("。" in text)
+    assert len(told) > 200
+    assert sum(count > 1 for count in told) > 20  # capitals alone; the other facts go from one to another as well
 
 
 def test_every_fact_of_every_known_entity_is_told_in_both_languages_in_many_wordings():
@@ -619,6 +642,13 @@ def test_what_is_replayed_is_mostly_about_what_no_conversation_tells_of():
         countries = [entity for entity in split_entities()[part] if entity.kind == "country"]
         told[part] = sum(text.count(entity.sentence("capital", "en")) for entity in countries) / len(countries)
     assert told["test"] > 2.5 * told["train"] > 0
+
+
+def test_a_share_of_what_is_replayed_is_about_several_things():
+    of_several = set(itertools.islice(documents_of_several(7, 4), 2000))
+    drawn = list(itertools.islice(replayed_documents(7), 4000))
+    assert abs(sum(text in of_several for text in drawn) / len(drawn) - SEVERAL) < 0.02
+    assert drawn == list(itertools.islice(replayed_documents(7), 4000))
 
 
 def test_the_tokenizer_reads_texts_messages_and_names():

@@ -1,5 +1,6 @@
 """What must hold of messages as people type them, and of the threads that they make."""
 
+import itertools
 import json
 import random
 import re
@@ -333,3 +334,21 @@ def test_many_later_messages_of_a_thread_name_what_they_ask_about():
     later = [prompt for _ in range(1500) for prompt in draw_thread(source, rng)[1:]]
     kinds = [prompt.task for prompt in later]
     assert kinds.count("translate") > 0.03 * len(kinds)  # only a message that is whole in itself asks for one
+
+
+def test_a_fifth_of_what_follows_on_a_fact_asks_in_full_for_another_thing_of_its_kind():
+    after_facts = whole = 0
+    for thread in threads():
+        for before, prompt in itertools.pairwise(thread):
+            if before.task != "fact" or not before.relation:
+                continue
+            after_facts += 1
+            if prompt.task != "fact" or prompt.entity is before.entity or prompt.entity.kind != before.entity.kind:
+                continue
+            same = messages()["same"].get(prompt.entity.kind, {}).get(prompt.language, ())
+            leans = any(
+                letters(prompt.question) in filled_in_all_ways(prompt.entity, text, prompt.language) for text in same
+            )
+            whole += prompt.relation != before.relation or not leans
+    assert after_facts > 500
+    assert 0.15 < whole / after_facts < 0.35
