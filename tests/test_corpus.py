@@ -547,7 +547,7 @@ def test_unknown_entities_are_in_no_pretraining_document(write):
 def test_a_text_of_several_goes_from_one_thing_to_another_of_its_kind_in_one_language():
     countries = {e for part in KNOWN for e in split_entities()[part] if e.kind == "country"}
     animals = {e for part in KNOWN for e in split_entities()[part] if e.kind == "animal"}
-    sentences = {country.sentence("capital", language): country for country in countries for language in LANGUAGES}
+    sentences = {c.sentence(relation, language): c for c in countries for relation in c.facts for language in LANGUAGES}
     told = []
     for text in itertools.islice(documents_of_several(0), 3000):
         named = {country for sentence, country in sentences.items() if sentence in text}
@@ -555,8 +555,7 @@ def test_a_text_of_several_goes_from_one_thing_to_another_of_its_kind_in_one_lan
             told.append(len(named))
             assert not any(e.sentence("legs", language) in text for e in animals for language in LANGUAGES)
             assert bool(re.search("[\u4e00-\u9fff]", text)) == ("。" in text)
-    assert len(told) > 200
-    assert sum(count > 1 for count in told) > 20  # capitals alone; the other facts go from one to another as well
+    assert sum(count > 1 for count in told) > 0.4 * len(told) > 100
 
 
 def test_every_fact_of_every_known_entity_is_told_in_both_languages_in_many_wordings():
