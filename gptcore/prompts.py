@@ -220,14 +220,14 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
         last, entity = subjects[-1], subjects[-1].entity
         assert entity is not None
         others = [relation for relation in entity.facts if relation != last.relation]
-        if draw < 0.20 and (peers := _peers(entity, source, rng)):  # whole in itself, about another of its kind
+        if draw < 0.15 and (peers := _peers(entity, source, rng)):  # whole in itself, about another of its kind
             peer = rng.choice(peers)
             return source.ask_fact(peer, rng.choice(list(peer.facts)), language, rng)
-        if draw < 0.40 and others:  # another fact about the same
+        if draw < 0.34 and others:  # another fact about the same
             relation = rng.choice(others)
             text = rng.choice(messages()["followups"][relation][language])
             return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-        if draw < 0.52:  # the same about another
+        if draw < 0.44:  # the same about another
             peers = [p for p in _peers(entity, source, rng) if not last.relation or last.relation in p.facts]
             if peers:
                 peer = rng.choice(peers)
@@ -240,7 +240,7 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 else:
                     prompt = about_prompt(peer, language, "?")
                 return replace(prompt, question=carelessly(text, language, rng))
-        if draw < 0.57 and len(subjects) > 1:  # back to an earlier one
+        if draw < 0.48 and len(subjects) > 1:  # back to an earlier one
             entity = rng.choice(subjects[:-1]).entity
             assert entity is not None
             relation = rng.choice(list(entity.facts))
@@ -249,8 +249,8 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
                 template = rng.choice([t for t in templates if entity.inflected or "{names}" not in t])
                 text = fill_message(entity, template, language, rng)
                 return replace(fact_prompt(entity, relation, language, "?"), question=carelessly(text, language, rng))
-    if draw < 0.68:
-        return source.small_talk(rng.choice(("reaction", "reaction", "thanks")), language, rng)
+    if draw < 0.60:  # people say goodbye, too, and ask in the middle who they are talking to
+        return source.small_talk(rng.choice(("reaction", "thanks", *messages()["talk"])), language, rng)
     while True:  # something else, whole in itself: a conversation is no reason to read what is asked less closely
         prompt = source.draw(rng)
         if prompt.language == language or prompt.task == "translate":
@@ -258,6 +258,6 @@ def _next(thread: list[Prompt], source: PromptSource, rng: random.Random) -> Pro
 
 
 def _peers(entity: Entity, source: PromptSource, rng: random.Random) -> list[Entity]:
-    """Others of its kind, sometimes such as must not be known."""
-    group = source.unknown if rng.random() < 0.15 else source.known
+    """Others of its kind, often such as must not be known: after a known thing it is easily answered in their place."""
+    group = source.unknown if rng.random() < 0.33 else source.known
     return [peer for peer in group if peer.kind == entity.kind and peer is not entity]

@@ -352,3 +352,27 @@ def test_a_fifth_of_what_follows_on_a_fact_asks_in_full_for_another_thing_of_its
             whole += prompt.relation != before.relation or not leans
     assert after_facts > 500
     assert 0.15 < whole / after_facts < 0.35
+
+
+def test_after_a_known_thing_an_unknown_one_of_its_kind_is_often_asked_about():
+    others = [
+        prompt
+        for thread in threads()
+        for before, prompt in itertools.pairwise(thread)
+        if before.known and before.entity and prompt.task == "fact" and prompt.entity is not before.entity
+        if before.task == "fact" and prompt.entity.kind == before.entity.kind and before.entity.kind != "arithmetic"
+    ]
+    assert len(others) > 200
+    assert 0.2 < sum(not prompt.known for prompt in others) / len(others) < 0.45
+
+
+def test_later_messages_of_a_thread_have_every_kind_of_small_talk():
+    answered = {
+        tuple((wordings()["small_talk"].get(topic) or wordings()[topic])[language]["answers"]): topic
+        for topic in messages()["talk"]
+        for language in LANGUAGES
+    }
+    later = [prompt for thread in threads() for prompt in thread[1:]]
+    topics = Counter(answered.get(prompt.references) for prompt in later)
+    assert all(topics[topic] > 0.008 * len(later) for topic in messages()["talk"])
+    assert topics["reaction"] > 1.5 * topics["rude"]
