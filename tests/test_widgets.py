@@ -965,7 +965,9 @@ def test_the_recorded_runs_hold_both_failures_and_are_small():
     assert [ppo_lab.Setting(**run["setting"]) for run in runs] == ppo_lab.all_settings()
     hacked = [ppo_lab.Setting(**run["setting"]) for run in runs if "hacking" in ppo_lab.signs(run)]
     assert hacked
-    assert all(setting.ballots < 4000 and setting.kl_coefficient < 0.5 for setting in hacked), "as chapter 10 has it"
+    assert all(setting.ballots < 4000 for setting in hacked)
+    leashed = [setting.kl_coefficient == 0.5 for setting in hacked]
+    assert 0 < sum(leashed) < 4, "chapter 10 asks whether the price of 0.5 holds with each setting: with some"
     assert any("frozen" in ppo_lab.signs(run) for run in runs)
 
 
