@@ -409,7 +409,7 @@ def decoder_attention(query, key, value):
         minutes=15,
         difficulty=3,
         task="""\
-Before training, the weights of the query projection are drawn at random. The lines below the function feed in tokens
+Before training, the weights of the query and key projections are drawn at random. The lines below the function feed in tokens
 with variance 1 and print how large the scores become and how much the strongest token gets of each row: 1 means that
 softmax has already decided, before anything was learned, and passes on hardly any gradient.
 
