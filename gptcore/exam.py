@@ -84,18 +84,15 @@ def ask(
 # --- Scores --------------------------------------------------------------------------------------
 
 
-def base_score(base: Decoder, tokenizer: Tokenizer, seed: int, held_out: Sequence[int] | None = None) -> float:
-    """Bits per byte of text that was not trained on.
+def base_score(base: Decoder, tokenizer: Tokenizer, seed: int) -> float:
+    """Bits per byte of texts drawn anew, many of whose short documents pretraining has read word for word.
 
     Args:
         base: the pretrained model.
         tokenizer: its tokenizer.
-        seed: of the run.
-        held_out: ids of a text of the reader's own; None for the atlas: the same facts in another order and
-            other wordings.
+        seed: of the run; the texts are those of another: the same facts in another order.
     """
-    if held_out is None:
-        held_out = documents_as_tokens(tokenizer, pretraining_documents(seed + 1_000_000), 40_000).tolist()
+    held_out = documents_as_tokens(tokenizer, pretraining_documents(seed + 1_000_000), 40_000).tolist()
     return round(bits_per_byte(base, held_out, len(tokenizer.decode_bytes(held_out))), 4)
 
 
