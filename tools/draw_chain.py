@@ -15,7 +15,7 @@ def main() -> None:
     scores = report["scores"]
     boxes = [
         ("Tokenizer", "byte-pair encoding\nof two languages"),
-        ("Pretraining", f"{scores['base_bits_per_byte']:.2f} bits a byte\non unseen text"),
+        ("Pretraining", f"{scores['base_bits_per_byte']:.2f} bits a byte\non texts drawn anew"),
         (
             "Fine-tuning",
             f"held-out facts right:\n{scores['sft_heldout_exact_en']:.0%} English\n{scores['sft_heldout_exact_zh']:.0%} Chinese",

@@ -409,9 +409,9 @@ def decoder_attention(query, key, value):
         minutes=15,
         difficulty=3,
         task="""\
-Before training, the weights of the query and key projections are drawn at random. The lines below the function feed in tokens
-with variance 1 and print how large the scores become and how much the strongest token gets of each row: 1 means that
-softmax has already decided, before anything was learned, and passes on hardly any gradient.
+Before training, the weights of the query and key projections are drawn at random. The lines below the function feed in
+tokens with variance 1 and print how large the scores become and how much the strongest token gets of each row: 1 means
+that softmax has already decided, before anything was learned, and passes on hardly any gradient.
 
 Repair the function. The weights themselves must have mean 0, so that the features of a query do not all rise and fall
 together. And for inputs of mean 0 and variance 1 each feature of `x @ first_weights(C, D, seed)` must have variance

@@ -27,7 +27,7 @@ _STAGES: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
         "Pretraining",
         "Plain text about countries, elements, planets, animals and sums, and some polite talk. No labels.",
         "To predict the next token, and with it language and facts. It continues a text; it does not answer.",
-        {"base_bits_per_byte": "bits for each byte of unseen text (lower is better)"},
+        {"base_bits_per_byte": "bits for each byte of texts drawn anew (lower is better)"},
     ),
     (
         "sft",
