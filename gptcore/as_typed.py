@@ -3,7 +3,7 @@
 The questions of `exam` in "unseen wordings" were written by the hand that wrote the seen ones, and flatter. For these
 six writers, three for each language, were given a fact, a situation ("on a train, typing on a phone") and nothing else.
 Besides facts there is small talk, and there are conversations in which a question leans on the one before. Nothing here
-is ever trained on; `validation` is for choosing, `test` for reporting. Chapter 7 asks it.
+is ever trained on; `validation` is for choosing, `test` for reporting. Asked in notebooks/07_evaluation.ipynb.
 """
 
 import json
