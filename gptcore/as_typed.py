@@ -120,6 +120,7 @@ def stands_in_training(prompt: Prompt) -> bool:
         return False
     templates = [*messages()["facts"][relation][language], *question_wordings(relation, language, "train")]
     templates += messages()["same"][entity.kind if entity.operands is None else relation][language]
+    templates += messages()["back"].get(relation, {}).get(language, ())
     return any(asked in filled_in_all_ways(entity, template, language) for template in templates)
 
 

@@ -1,5 +1,7 @@
 """What must hold of the exam that fresh writers typed."""
 
+import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from gptcore.atlas import LANGUAGES, split_entities
 from gptcore.chat_template import encode_answer, encode_prompt
 from gptcore.decoder import Decoder, DecoderConfig
 from gptcore.gold import exact
-from gptcore.messages import messages
+from gptcore.messages import fill_message, messages
 from gptcore.questions import Prompt, fact_prompt, nearly_equal, question_wordings
 from gptcore.tokenizer import Tokenizer
 
@@ -93,6 +95,24 @@ def test_a_question_that_training_asks_letter_by_letter_does_not_count():
     for name in ("USA", "the USA"):
         text = template.replace("{name}", name).replace("{bare}", "USA")
         assert stands_in_training(replace(asked, question=text))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_whatever_training_may_ask_about_a_fact_is_known_to_stand_there(language):
+    """From the atlas' own wordings and from all that writers typed, but where a value or another name is told, too."""
+    rng = random.Random(0)
+    for entity in rng.sample(split_entities()["train"], 40):
+        relation = rng.choice(list(entity.facts))
+        asked = fact_prompt(entity, relation, language, "?")
+        typed, kind = messages(), relation if entity.operands else entity.kind
+        lists = [typed["facts"][relation], typed["same"][kind], typed["back"].get(relation, {language: ()})]
+        templates = [template for texts in lists for template in texts[language]]
+        for template in [*templates, *question_wordings(relation, language, "train")]:
+            if entity.inflected or not {"{names}", "{adjective}"} & set(re.findall(r"{\w+}", template)):
+                text = fill_message(entity, template, language, rng, in_words=0.5)
+                assert stands_in_training(replace(asked, question=text)), text
+        for text in typed["followups"].get(relation, {language: ()})[language]:
+            assert stands_in_training(replace(asked, question=text.upper())), text
 
 
 @pytest.mark.parametrize(
