@@ -33,7 +33,7 @@ TASKS = {"fact": 0.42, "about": 0.05, "translate": 0.14, "unknown": 0.14, "talk"
 """What the demonstrations are about, and how often."""
 
 CLEAN = 0.3
-"""Share of the training questions in the tables' own wordings; the others are as people type them."""
+"""Share of training's questions about a fact in the tables' own wordings; writers worded the others (`messages`)."""
 
 
 class PromptSource:
@@ -165,8 +165,9 @@ TURNS = {1: 0.4, 2: 0.15, 3: 0.13, 4: 0.12, 5: 0.11, 6: 0.09}
 """How many messages a conversation has, and how often."""
 
 GRADED = {"fact": 0.48, "about": 0.10, "translate": 0.21, "unknown": 0.15, "talk": 0.06}
-"""What comparisons, rollouts and the mixed questions of the exam are about: little small talk, whose answers are right or
-wrong and have no manners to gain; graded often, it was answered worse and worse (EXPERIMENTS.md)."""
+"""What comparisons, rollouts (which leave out small talk) and the mixed questions of the exam are about: little small talk,
+whose answers are right or wrong and have no manners to gain; graded often, it was answered worse and worse
+(EXPERIMENTS.md)."""
 
 ALONE = 0.75
 """Share of the prompts of comparisons and rollouts that are not drawn from a thread: what came before must be read, too."""

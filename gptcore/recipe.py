@@ -34,7 +34,7 @@ class Recipe:
     """Every number of the chain."""
 
     decoder: DecoderConfig = DecoderConfig(vocabulary_size=DEFAULT_VOCABULARY_SIZE, context_length=256)
-    """Shape of the model, long enough for a conversation of six turns; vocabulary size and separator are replaced by the
+    """Shape of the model, long enough for a conversation of several turns; vocabulary size and separator are replaced by the
     trained tokenizer's."""
     batch_size: int = 8
     """Rows in a batch of text; 2,048 tokens, enough for the matrix products to be efficient."""
@@ -178,7 +178,7 @@ def replayed_documents(seed: int) -> Iterator[str]:
 
 
 def finetuning_stream(tokenizer: Tokenizer, recipe: Recipe, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Conversations and replayed documents for that many steps; each is met once."""
+    """Conversations and replayed documents, as many tokens as that many steps read."""
     count = steps * recipe.batch_size * recipe.decoder.context_length
     return pack(tokenizer, demonstrations(seed), replayed_documents(seed + 1), recipe.replayed, count, seed)
 
