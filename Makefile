@@ -56,14 +56,14 @@ bench: .venv/ready  ## measure; by hand, with nothing else running (about two an
 
 # The rest is for a changed recipe: CONTRIBUTING.md says when. With nothing else running, on a machine with AMX.
 
-everything: no_own_run models records pictures notebooks costs  ## after a change of the recipe, all that follows from it (about two and a half hours)
+everything: no_own_run models records pictures notebooks costs  ## after a change of the recipe, all that follows from it (about four hours)
 
 models: .venv/ready  ## train the chain with the shipped seed and ship it (14 minutes)
 	rm -rf runs/shipped
 	.venv/bin/python -m gptcore train --seed 0 --out runs/shipped
 	.venv/bin/python tools/ship_models.py runs/shipped
 
-records: .venv/ready no_own_run  ## what chapters show beside their own runs, and the PPO lab (about an hour and a quarter)
+records: .venv/ready no_own_run  ## what chapters show beside their own runs, and the PPO lab (two and three quarter hours; on one core without AMX four)
 	for script in $(RECORDS); do \
 		.venv/bin/python tests/benchmarks/$$script.py --out assets/benchmarks || exit 1; \
 	done
@@ -77,7 +77,7 @@ pictures: .venv/ready  ## the README's pictures of the chain and of the views (4
 	GPTCORE_BROWSER=required .venv/bin/python -m pytest tests/test_browser.py
 	.venv/bin/python tools/draw_views.py
 
-costs: .venv/ready no_own_run  ## what the chain and the chapters take on the laptop profile (an hour and ten minutes)
+costs: .venv/ready no_own_run  ## what the chain and the chapters take on the laptop profile (from three quarters of an hour)
 	rm -rf runs/laptop
 	$(HELD_BACK) .venv/bin/python -m gptcore train --seed 0 --out runs/laptop
 	$(HELD_BACK) .venv/bin/python tools/ship_models.py --only-seconds runs/laptop

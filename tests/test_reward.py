@@ -401,6 +401,15 @@ def ballots():
         return collect(4)
 
 
+def test_what_was_written_is_cut_where_the_context_ends_and_all_of_it_can_be_read():
+    """Seed 2 of the chain stopped here: a long thread, and a talkative answer that somebody had written to it."""
+    ballots = collect(1, 60)
+    lengths = [len(ballot.prompt_ids) + len(answer) for ballot in ballots for answer in ballot.answers]
+    assert max(lengths) == 256
+    whole = [ids for ballot in ballots for ids in ballot.answers if ids[-1] == BYTES.special[END]]
+    assert len(whole) > 100
+
+
 def test_there_are_as_many_ballots_as_asked_for_each_with_a_vote_for_each_pair_of_its_answers(ballots):
     assert len(ballots) == 12
     for ballot in ballots:
