@@ -151,9 +151,8 @@ def collect_ballots(
         for i, prompt in enumerate(prompts):
             answers = [samples[i], samples[i + len(prompts)]]
             written = [encode_answer(tokenizer, write_flawed_answer(prompt, rng)) for _ in range(2)]
-            answers += [
-                ids[: model.config.context_length - len(prompt_ids[i])] for ids in written
-            ]  # as samples are cut
+            room_for_answer = model.config.context_length - len(prompt_ids[i])
+            answers += [ids[:room_for_answer] for ids in written]  # cut where the context ends, as samples are
             answers = [list(ids) for ids in dict.fromkeys(map(tuple, answers))]
             scores = [gold_score(prompt, decode_answer(tokenizer, ids)) for ids in answers]
             votes = []
