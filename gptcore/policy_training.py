@@ -120,7 +120,7 @@ class PolicyTrainer:
             padded = pad_answers(prompt_ids, answers, self.policy.config.context_length)
             log_probabilities = partial(token_log_probabilities, temperature=temperature)
             own, reference = (
-                in_batches(log_probabilities, model, padded, config.minibatch_size)
+                in_batches(log_probabilities, model, padded, self.answers_at_a_time)
                 for model in (self.policy, self.reference)
             )
         return Rollout(*padded, scores, own, reference, finished, torch.zeros_like(own))
@@ -129,6 +129,11 @@ class PolicyTrainer:
     def optimizer_for(engine: Engine, rate: float) -> torch.optim.Optimizer:
         """AdamW for what learns; `eps` as in arXiv 2403.17031."""
         return torch.optim.AdamW(engine.learner.parameters(), lr=rate, eps=1e-5, weight_decay=0.0, fused=True)
+
+    @property
+    def answers_at_a_time(self) -> int:
+        """How many answers are read at a time: as many as a part of a minibatch has."""
+        return max(1, self.config.minibatch_size // self.config.accumulate)
 
     def parts_of(
         self, minibatch: Sequence[int], entries: Tensor, replay_step: int | None = None

@@ -179,7 +179,7 @@ class PPO(PolicyTrainer):
         rollout = self.answer_and_grade(rng, iteration, self.config.rollout_size, temperature=self.config.temperature)
         padded = rollout.tokens, rollout.lengths, rollout.mask
         with self.clock("scoring_seconds"):
-            values = in_batches(value_of_choices, self.value_model, padded, self.config.minibatch_size)
+            values = in_batches(value_of_choices, self.value_model, padded, self.answers_at_a_time)
         order = rollout.lengths.argsort(stable=True)  # that of the minibatches
         return Rollout(*(part[order] for part in rollout._replace(values=values)))
 

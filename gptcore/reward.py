@@ -240,7 +240,7 @@ def normalise(model: RewardModel, sequences: Sequence[Sequence[int]]) -> None:
 
 
 @torch.inference_mode()
-def rewards_of(model: Grader, sequences: Sequence[Sequence[int]], batch_size: int = 64) -> Tensor:
+def rewards_of(model: Grader, sequences: Sequence[Sequence[int]], batch_size: int = 16) -> Tensor:
     """Rewards `(N,)` of whole conversations, in their order."""
     model.eval()
     rewards = torch.zeros(len(sequences), dtype=torch.float32, device="cpu")
