@@ -52,10 +52,9 @@ class Recipe:
     reward_epochs: int = 1
     """Passes over the ballots; more, and the reward model learns the votes' noise by heart."""
     reward: TrainingConfig = TrainingConfig(
-        steps=0, matrix_rate=0.002, embedding_rate=0.0003, head_rate=0.003, scalar_rate=0.0003, accumulate=2
+        steps=0, matrix_rate=0.002, embedding_rate=0.0003, head_rate=0.003, scalar_rate=0.0003
     )
-    """Training of the reward model; the number of steps follows from ballots and epochs. In two parts, for eight ballots
-    with long conversations are up to 8,192 tokens: a quarter of a gigabyte more."""
+    """Training of the reward model; the number of steps follows from ballots and epochs."""
     ppo: PPOConfig = PPOConfig(accumulate=4)
     """Reinforcement learning. In four parts, of about as many tokens as a batch of text has: half a gigabyte less, and what
     is computed stays in the processor's cache."""
